@@ -1,0 +1,265 @@
+//! Instances on the wire: how they are deployed and how they are shown.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::failure::Fault;
+use crate::{AccountToolInstanceId, InstanceName};
+
+/// Body of `POST /tools`, for callers to build. The agent doesn't parse with this type: it reads the JSON itself, so that it can name
+/// every fault at once.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeployRequest {
+    /// Image reference, as `docker pull` takes it.
+    pub docker_image_url: String,
+    /// Name of the instance and of its container.
+    pub instance_name_on_toolbox: InstanceName,
+    /// The backend's id of the instance.
+    pub account_tool_instance_id: AccountToolInstanceId,
+    /// Docker's own words, a bounded subset: `Env[]`, `Cmd`, `Entrypoint`, `WorkingDir`, `User`, `Labels`, `HostConfig{PortBindings, Memory,
+    /// NanoCpus, RestartPolicy, …}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_config_override_json: Option<Value>,
+    /// What the server speaks; absent for a container that is no MCP server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mcp_transport_type: Option<Transport>,
+    /// Path of the MCP endpoint inside the container, `/mcp` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mcp_endpoint_path: Option<String>,
+    /// Port of the MCP endpoint inside the container, 8080 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mcp_port: Option<u16>,
+    /// Environment variables; not for secrets, Docker writes them to disk.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment_variables: BTreeMap<String, String>,
+    /// Limits; the agent's defaults where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource_limits: Option<ResourceLimits>,
+    /// When to ask the registry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_policy: Option<PullPolicy>,
+}
+
+/// What an MCP server speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// JSON lines on its standard input and output.
+    Stdio,
+    /// The deprecated HTTP+SSE pair of endpoints.
+    Sse,
+    /// Streamable HTTP.
+    Http,
+    /// WebSocket.
+    Websocket,
+}
+
+/// Upper bounds of one instance.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ResourceLimits {
+    /// Bytes, or a number with `k`, `m`, `g` as Docker takes it: `"256m"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<String>,
+    /// Cores, fractions allowed: `0.5`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<f64>,
+}
+
+/// When an image is pulled.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PullPolicy {
+    /// Only when it is not there.
+    #[default]
+    IfNotPresent,
+    /// Before every create.
+    Always,
+    /// Never; it has to be there.
+    Never,
+}
+
+/// Answer of `POST /tools`: 201 or 200 when it runs, 202 while work goes on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeployAnswer {
+    /// Always `true`.
+    pub success: bool,
+    /// What happened, for a person.
+    pub message: String,
+    /// The instance.
+    pub data: Deployed,
+}
+
+/// What a deploy made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Deployed {
+    /// The instance, as every list shows it (the old agent's fields are among these).
+    #[serde(flatten)]
+    pub instance: InstanceView,
+    /// What was changed or ignored, for a person.
+    pub warnings: Vec<Fault>,
+}
+
+/// Answer of `GET /tools/{ref}` and of start, stop and restart.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstanceAnswer {
+    /// Always `true`.
+    pub success: bool,
+    /// What happened, for a person.
+    pub message: String,
+    /// The instance.
+    pub data: InstanceView,
+}
+
+/// One instance in every list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstanceView {
+    /// The backend's id of the instance.
+    pub account_tool_instance_id: Option<AccountToolInstanceId>,
+    /// The instance's name.
+    pub instance_name_on_toolbox: InstanceName,
+    /// Full id of its container; empty while there is none.
+    pub container_id: String,
+    /// The same as `container_id`, as old callers read it.
+    pub id: String,
+    /// Docker's names of the container, with the leading slash.
+    pub names: Vec<String>,
+    /// The image as it was asked for.
+    pub image: String,
+    /// Digest it resolved to, `sha256:…`.
+    pub image_digest: Option<String>,
+    /// Docker's word for the container: `running`, `exited`, …; `pending` while there is none.
+    pub status: String,
+    /// The agent's word for the instance.
+    pub state: InstanceState,
+    /// The same, in the backend's enum.
+    pub status_on_toolbox: InstallationStatus,
+    /// What the last probe found.
+    pub health: Health,
+    /// Why it is not healthy.
+    pub health_reason: Option<String>,
+    /// When it was last probed.
+    pub last_probe_at: Option<Timestamp>,
+    /// How often Docker or the agent restarted it.
+    pub restart_count: u64,
+    /// It keeps ending soon after it starts.
+    pub crash_looping: bool,
+    /// Published ports.
+    pub ports: Vec<PortView>,
+    /// When the container was created, Unix seconds; 0 while there is none.
+    pub created: i64,
+    /// When the container last started.
+    pub started_at: Option<Timestamp>,
+    /// The way in: path of the MCP endpoint under the agent's URL. None when it is no MCP server.
+    pub mcp_url: Option<String>,
+    /// What the server itself speaks.
+    pub transport: Option<Transport>,
+    /// The group it was deployed in.
+    pub group_id: Option<String>,
+    /// Why it is `failed`.
+    pub error: Option<String>,
+}
+
+/// One published port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortView {
+    /// Host address it is bound to.
+    pub ip: String,
+    /// Port in the container.
+    pub private_port: u16,
+    /// Port on the host.
+    pub public_port: u16,
+    /// `tcp` or `udp`.
+    #[serde(rename = "type")]
+    pub protocol: String,
+}
+
+/// Where an instance stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InstanceState {
+    /// Accepted; its image is being pulled.
+    Pulling,
+    /// Its container is being created.
+    Creating,
+    /// Its container is being started, or doesn't answer its probe yet.
+    Starting,
+    /// It runs.
+    Running,
+    /// It is being stopped.
+    Stopping,
+    /// It is stopped, as asked.
+    Stopped,
+    /// It should run and doesn't; tried again later.
+    Failed,
+    /// It is being removed.
+    Removing,
+}
+
+/// The backend's own enum (`account_tool_installation_status_enum`); the values an agent reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InstallationStatus {
+    /// Accepted, nothing done yet.
+    PendingDeploy,
+    /// Pulling or creating.
+    Deploying,
+    /// Starting.
+    Starting,
+    /// Running.
+    Running,
+    /// Being stopped.
+    Stopping,
+    /// Stopped.
+    Stopped,
+    /// It should run and doesn't.
+    ErrorRuntime,
+    /// It could not be deployed.
+    Error,
+    /// Being removed.
+    Deleting,
+}
+
+/// What probing found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// It answered.
+    Healthy,
+    /// It runs and does not answer.
+    Unhealthy,
+    /// Not long enough up to say.
+    Starting,
+    /// It is not probed.
+    Unknown,
+}
+
+/// One SSE message of `GET /events` and `GET /tools/{ref}/events`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstanceEvent {
+    /// When.
+    pub at: Timestamp,
+    /// Goes up by one with every event of this agent process.
+    pub sequence: u64,
+    /// Whose.
+    pub instance_name_on_toolbox: InstanceName,
+    /// What: `accepted`, `pulling`, `creating`, `starting`, `probing`, `running`, `stopping`, `stopped`, `failed`, `exited`, `removed`, …
+    pub event: String,
+    /// For a person.
+    pub message: String,
+    /// Pull progress, bytes done and bytes known so far; only in `pulling`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+}
+
+/// How far a pull is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Bytes downloaded.
+    pub current_bytes: u64,
+    /// Bytes known to be needed; grows while layers are discovered.
+    pub total_bytes: u64,
+}

@@ -1,0 +1,27 @@
+//! The wire between the agent, the provisioner and whoever calls them.
+//!
+//! Owns the JSON shapes of both services, the identifiers and credentials that travel in them, and nothing else: no I/O, no
+//! policy. Both sides depend on this crate and never on each other. Requests keep the callers' camelCase, answers are
+//! snake_case. Readers ignore fields they don't know, so that either side may be the older one.
+
+pub mod bootstrap;
+pub mod enrolment;
+pub mod environment;
+pub mod failure;
+pub mod heartbeat;
+pub mod id;
+pub mod instance;
+pub mod pin;
+pub mod status;
+pub mod token;
+
+pub use failure::Failure;
+pub use id::{AccountToolInstanceId, AgentId, EnvironmentId, InstanceName, InvalidId};
+pub use pin::CertificatePin;
+pub use token::{Token, TokenHash};
+
+/// Header naming one request across both services and their logs; the caller's value is kept when it sent one.
+pub const REQUEST_ID_HEADER: &str = "x-request-id";
+
+/// Port the agent listens on unless told otherwise.
+pub const AGENT_PORT: u16 = 30_000;
