@@ -1,0 +1,33 @@
+//! The one shape in which a request fails.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use dtma_api::Failure;
+use serde_json::Value;
+
+/// A failed request: the status code and the body that goes with it.
+#[derive(Debug, Clone)]
+pub struct ApiError {
+    status: StatusCode,
+    failure: Failure,
+}
+
+impl ApiError {
+    /// A failure with a stable `code` and a sentence a person can act on. Never put anything internal into either.
+    pub fn new(status: StatusCode, code: &str, error: impl Into<String>) -> Self {
+        Self { status, failure: Failure::new(code, error) }
+    }
+
+    /// The same with `details`.
+    pub fn with_details(mut self, details: Value) -> Self {
+        self.failure.details = Some(details);
+        self
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.status, Json(self.failure)).into_response()
+    }
+}
