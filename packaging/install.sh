@@ -1,0 +1,87 @@
+#!/bin/bash
+# Installs the agent from the folder this script lies in (an unpacked release), or removes it. Safe to run again.
+#
+#   install.sh                      install this release and make it the current one
+#   install.sh --uninstall          stop the agent and remove it; settings, identity and ledger stay
+#   install.sh --uninstall --purge  remove those, too
+#
+# Does not start a stopped agent: /etc/dtma.conf comes first. Restarts a running one.
+set -Eeuo pipefail
+
+HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+PREFIX=/opt/dtma
+CONF=/etc/dtma.conf
+STATE=/var/lib/dtma
+UNIT=dtma-agent.service
+UNIT_FILE=/etc/systemd/system/$UNIT
+ACCOUNT=dtma
+
+say() { printf 'dtma-install: %s\n' "$*"; }
+fail() {
+    printf 'dtma-install: %s\n' "$*" >&2
+    exit 1
+}
+
+# put MODE SOURCE TARGET: never a half-written target, not even after a power cut.
+put() {
+    install --owner root --group root --mode "$1" -- "$2" "$3.new"
+    sync -- "$3.new"
+    mv --force --no-target-directory -- "$3.new" "$3"
+}
+
+install_release() {
+    local version folder
+    for file in VERSION dtma-agent "$UNIT" dtma.conf.example; do
+        [[ -f $HERE/$file ]] || fail "$HERE/$file is missing; run this from an unpacked release"
+    done
+    version=$(<"$HERE/VERSION")
+    # It becomes a folder's name.
+    [[ $version =~ ^[0-9]+\.[0-9]+\.[0-9]+([-+.][0-9A-Za-z.+-]+)?$ ]] || fail "'$version' is not a version"
+    getent group docker >/dev/null || fail 'there is no group "docker"; install the Docker Engine first'
+
+    getent passwd "$ACCOUNT" >/dev/null ||
+        useradd --system --user-group --home-dir "$STATE" --no-create-home --shell /usr/sbin/nologin "$ACCOUNT"
+
+    folder=$PREFIX/versions/$version
+    install --directory --owner root --group root --mode 0755 -- "$PREFIX" "$PREFIX/versions" "$folder"
+    put 0755 "$HERE/dtma-agent" "$folder/dtma-agent"
+    put 0644 "$HERE/dtma.conf.example" "$PREFIX/dtma.conf.example"
+    put 0755 "$HERE/install.sh" "$PREFIX/install.sh"
+    # A rename is atomic, `ln --force` is not.
+    ln --symbolic --force --no-dereference -- "versions/$version" "$PREFIX/current.new"
+    mv --force --no-target-directory -- "$PREFIX/current.new" "$PREFIX/current"
+    put 0644 "$HERE/$UNIT" "$UNIT_FILE"
+    sync -- "$folder" "$PREFIX"
+
+    systemctl daemon-reload
+    systemctl enable --quiet --no-reload "$UNIT"
+    systemctl try-restart "$UNIT"
+    say "version $version is installed"
+    [[ -e $CONF ]] || say "next: write $CONF (see $PREFIX/dtma.conf.example), then systemctl start $UNIT"
+}
+
+uninstall() {
+    if [[ -e $UNIT_FILE ]]; then
+        systemctl disable --quiet --now "$UNIT"
+        rm --force -- "$UNIT_FILE"
+        systemctl daemon-reload
+        systemctl reset-failed "$UNIT" 2>/dev/null || true
+    fi
+    rm --recursive --force -- "$PREFIX"
+    if [[ $1 == purge ]]; then
+        rm --recursive --force -- "$CONF" "$STATE"
+        if getent passwd "$ACCOUNT" >/dev/null; then userdel "$ACCOUNT"; fi
+        say 'removed, with settings, identity and ledger'
+    else
+        say "removed; $CONF and $STATE stay (--purge removes them)"
+    fi
+    say 'containers the agent has started keep running'
+}
+
+[[ $EUID -eq 0 ]] || fail 'this needs root'
+case "$*" in
+    '') install_release ;;
+    --uninstall) uninstall keep ;;
+    '--uninstall --purge') uninstall purge ;;
+    *) fail "usage: install.sh [--uninstall [--purge]]" ;;
+esac
