@@ -1,0 +1,7 @@
+//! What survives a restart: the state directory and the files in it.
+
+pub mod durable;
+pub mod identity;
+mod state_dir;
+
+pub use state_dir::{StateDir, StateDirError};
