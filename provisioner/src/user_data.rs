@@ -202,8 +202,26 @@ mod tests {
     #[test]
     fn values_that_could_mean_something_to_shell_or_yaml_are_refused() {
         let hostile = [
-            "x'; rm -rf / #", "$(id)", "`id`", "a\nb: c", "a\r\nb", "\"", "a b", "{{PUBLIC_URL}}", "- a", "&a", "*a", "!!tag", "", "é",
-            "\u{0}", "..", "|", "%0A;id", "a\tb", "\\",
+            "x'; rm -rf / #",
+            "$(id)",
+            "`id`",
+            "a\nb: c",
+            "a\r\nb",
+            "\"",
+            "a b",
+            "{{PUBLIC_URL}}",
+            "- a",
+            "&a",
+            "*a",
+            "!!tag",
+            "",
+            "é",
+            "\u{0}",
+            "..",
+            "|",
+            "%0A;id",
+            "a\tb",
+            "\\",
         ];
         for bad in hostile {
             let with = |version: &str, url: &str, sha256: &str| ReleaseRef {
@@ -236,7 +254,9 @@ mod tests {
             // In a path, a few of them are harmless between single quotes; then they come out as they went in.
             match rendered("https://host", TOKEN, &with(&good.version, &url, &good.sha256)) {
                 Ok(text) => assert!(text.contains(&format!("RELEASE_URL='{url}'")), "{bad:?}"),
-                Err(error) => assert!(matches!(error, UserDataError::UnsafeValue { variable: "RELEASE_URL", .. }), "{bad:?}"),
+                Err(error) => {
+                    assert!(matches!(error, UserDataError::UnsafeValue { variable: "RELEASE_URL", .. }), "{bad:?}")
+                }
             }
         }
         for scheme in ["ftp://host", "//host", "host", "https://", "https:///path", "file:///etc/passwd"] {
