@@ -1,2 +1,2 @@
-//! To be written.
+//! Entry point.
 fn main() {}
