@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn an_identity_is_made_once_and_found_again() {
         let directory = tempfile::tempdir().unwrap();
-        let state = StateDir::open(directory.path()).unwrap();
+        let state = StateDir::open(&directory.path().join("state")).unwrap();
         let mut made = Identity::load_or_make(&state).unwrap();
         made.enrolled(enrolment()).unwrap();
         let found = Identity::load_or_make(&state).unwrap();
@@ -217,16 +217,16 @@ mod tests {
         let found = found.enrolment().unwrap();
         assert_eq!(found.bearer_token.expose(), "bearer");
         assert_eq!(found.settings, enrolment().settings);
-        let mode = std::fs::metadata(directory.path().join("identity.json")).unwrap().permissions().mode();
+        let mode = std::fs::metadata(directory.path().join("state/identity.json")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
     #[test]
     fn a_damaged_identity_is_not_quietly_replaced() {
         let directory = tempfile::tempdir().unwrap();
-        let state = StateDir::open(directory.path()).unwrap();
+        let state = StateDir::open(&directory.path().join("state")).unwrap();
         for bad in ["", "{}", r#"{"format":2,"tls_key_pem":"","tls_certificate_pem":"","retry_key":""}"#] {
-            std::fs::write(directory.path().join("identity.json"), bad).unwrap();
+            std::fs::write(directory.path().join("state/identity.json"), bad).unwrap();
             assert!(matches!(Identity::load_or_make(&state), Err(IdentityError::Damaged { .. })), "{bad}");
         }
     }
@@ -234,9 +234,9 @@ mod tests {
     #[test]
     fn an_enrolment_that_cannot_be_stored_is_not_used() {
         let directory = tempfile::tempdir().unwrap();
-        let state = StateDir::open(directory.path()).unwrap();
+        let state = StateDir::open(&directory.path().join("state")).unwrap();
         let mut identity = Identity::load_or_make(&state).unwrap();
-        std::fs::create_dir(directory.path().join("identity.json.new")).unwrap();
+        std::fs::create_dir(directory.path().join("state/identity.json.new")).unwrap();
         assert!(identity.enrolled(enrolment()).is_err());
         assert!(identity.enrolment().is_none());
     }
@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn nothing_secret_shows_when_it_is_printed() {
         let directory = tempfile::tempdir().unwrap();
-        let state = StateDir::open(directory.path()).unwrap();
+        let state = StateDir::open(&directory.path().join("state")).unwrap();
         let mut identity = Identity::load_or_make(&state).unwrap();
         identity.enrolled(enrolment()).unwrap();
         let printed = format!("{identity:?}");

@@ -117,10 +117,11 @@ mod tests {
 
     #[test]
     fn two_agents_cannot_have_the_same_directory_but_one_may_follow_the_other() {
-        let directory = tempfile::tempdir().unwrap();
-        let first = StateDir::open(directory.path()).unwrap();
-        assert!(matches!(StateDir::open(directory.path()), Err(StateDirError::InUse { .. })));
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("state");
+        let first = StateDir::open(&path).unwrap();
+        assert!(matches!(StateDir::open(&path), Err(StateDirError::InUse { .. })));
         drop(first);
-        assert!(StateDir::open(directory.path()).is_ok());
+        assert!(StateDir::open(&path).is_ok());
     }
 }
