@@ -1,0 +1,198 @@
+//! Running a program to its end: everything it writes goes to a file, its latest line to whoever watches.
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
+use tokio::process::Command;
+use tokio::sync::mpsc;
+
+use crate::error::{Result, StackError};
+use crate::watch::Watch;
+
+const TAIL_LINES: usize = 25;
+
+/// One program to run, with its log.
+#[derive(Debug)]
+pub struct Job {
+    program: OsString,
+    args: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
+    folder: Option<PathBuf>,
+    log: PathBuf,
+}
+
+impl Job {
+    /// `program`, writing to `log` (replaced).
+    pub fn new(program: impl AsRef<OsStr>, log: PathBuf) -> Self {
+        Self { program: program.as_ref().to_owned(), args: Vec::new(), env: Vec::new(), folder: None, log }
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// Adds an environment variable.
+    #[must_use]
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.env.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Runs it there.
+    #[must_use]
+    pub fn in_folder(mut self, folder: &Path) -> Self {
+        self.folder = Some(folder.to_path_buf());
+        self
+    }
+
+    /// Runs it to its end. It gets no standard input, and is killed when the future is dropped.
+    ///
+    /// # Errors
+    /// When it can't be started or ends with anything but 0; with the last lines of what it wrote.
+    pub async fn run(self, watch: &dyn Watch) -> Result<()> {
+        let shown = self.shown();
+        let doing = format!("run `{shown}`");
+        let mut log = tokio::fs::File::create(&self.log)
+            .await
+            .map_err(StackError::io(format!("write {}", self.log.display())))?;
+        let mut command = Command::new(&self.program);
+        command.args(&self.args).envs(self.env.iter().cloned()).stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        if let Some(folder) = &self.folder {
+            command.current_dir(folder);
+        }
+        let mut child = command.spawn().map_err(StackError::io(doing.clone()))?;
+
+        let (lines_in, mut lines) = mpsc::channel::<String>(64);
+        if let Some(out) = child.stdout.take() {
+            tokio::spawn(forward(out, lines_in.clone()));
+        }
+        if let Some(err) = child.stderr.take() {
+            tokio::spawn(forward(err, lines_in.clone()));
+        }
+        drop(lines_in);
+
+        let mut tail = VecDeque::with_capacity(TAIL_LINES);
+        // Ends when both pipes are closed, so nothing the program wrote is lost. A grandchild that keeps them open would
+        // hold this up; daemons are started with their output in a file for that reason.
+        while let Some(line) = lines.recv().await {
+            let written = format!("{line}\n");
+            log.write_all(written.as_bytes()).await.map_err(StackError::io(format!("write {}", self.log.display())))?;
+            watch.now(line.trim());
+            if tail.len() == TAIL_LINES {
+                tail.pop_front();
+            }
+            tail.push_back(line);
+        }
+        log.flush().await.map_err(StackError::io(format!("write {}", self.log.display())))?;
+        let status = child.wait().await.map_err(StackError::io(doing))?;
+        if status.success() {
+            return Ok(());
+        }
+        let tail: Vec<String> = tail.into();
+        Err(StackError::Command { command: shown, status: said(status), log: self.log, tail: tail.join("\n") })
+    }
+
+    fn shown(&self) -> String {
+        let program = Path::new(&self.program).file_name().unwrap_or(&self.program);
+        let words = std::iter::once(program).chain(self.args.iter().map(OsString::as_os_str));
+        words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// Whether a quick check succeeds; its output is thrown away.
+pub(crate) async fn succeeds(program: &str, args: &[&str]) -> bool {
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().await.is_ok_and(|status| status.success())
+}
+
+/// The last `lines` lines of a file; empty when there is none.
+pub fn tail_of(file: &Path, lines: usize) -> String {
+    let text = std::fs::read(file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    last_lines(&text, lines).to_owned()
+}
+
+/// The last `lines` lines of `text`.
+pub fn last_lines(text: &str, lines: usize) -> &str {
+    let text = text.trim_end();
+    let start = text.rmatch_indices('\n').nth(lines.saturating_sub(1)).map_or(0, |(at, _)| at + 1);
+    text.get(start..).unwrap_or(text)
+}
+
+fn said(status: ExitStatus) -> String {
+    match status.code() {
+        Some(code) => format!("exit code {code}"),
+        None => status.to_string(),
+    }
+}
+
+async fn forward(pipe: impl AsyncRead + Unpin, lines: mpsc::Sender<String>) {
+    let mut reader = BufReader::new(pipe);
+    let mut line = Vec::new();
+    // Programs that draw a progress bar end their "lines" with a carriage return; only the last drawing counts.
+    while matches!(reader.read_until(b'\n', &mut line).await, Ok(1..)) {
+        let text = String::from_utf8_lossy(&line);
+        let last = text.trim_end_matches(['\r', '\n']).rsplit('\r').next().unwrap_or_default().to_owned();
+        if lines.send(last).await.is_err() {
+            return;
+        }
+        line.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Seen(Mutex<Vec<String>>);
+
+    impl Watch for Seen {
+        fn say(&self, _line: &str) {}
+        fn now(&self, text: &str) {
+            self.0.lock().unwrap().push(text.to_owned());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_job_that_fails_tells_its_status_and_its_last_lines() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let seen = Seen::default();
+        let error = Job::new("sh", log.clone())
+            .args(["-c", "for i in $(seq 40); do echo line $i; done; echo why >&2; exit 3"])
+            .run(&seen)
+            .await
+            .unwrap_err();
+        let StackError::Command { status, tail, .. } = error else { panic!("{error}") };
+        assert_eq!(status, "exit code 3");
+        assert!(tail.contains("line 40") && tail.contains("why"), "{tail}");
+        assert!(!tail.contains("line 5\n"), "{tail}");
+        assert!(std::fs::read_to_string(log).unwrap().contains("line 5\n"));
+        assert!(seen.0.lock().unwrap().contains(&"line 40".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn a_job_reads_nothing_from_our_input_and_only_the_last_drawing_of_a_progress_bar_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        Job::new("sh", log.clone()).args(["-c", "cat; printf '1%%\\r2%%\\n'"]).run(&Seen::default()).await.unwrap();
+        assert_eq!(std::fs::read_to_string(log).unwrap(), "2%\n");
+    }
+
+    #[test]
+    fn the_last_lines_are_whole_lines() {
+        assert_eq!(last_lines("a\nb\nc\n", 2), "b\nc");
+        assert_eq!(last_lines("a\nb", 5), "a\nb");
+        assert_eq!(last_lines("", 5), "");
+    }
+}

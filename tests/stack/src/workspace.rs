@@ -1,0 +1,75 @@
+//! Where things lie in the working tree, and building the programs a stack runs.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use crate::command::Job;
+use crate::error::{Result, StackError};
+use crate::watch::Watch;
+
+/// The working tree and its target directory.
+#[derive(Debug, Clone)]
+pub struct Workspace {
+    root: PathBuf,
+    target: PathBuf,
+}
+
+impl Workspace {
+    /// The working tree this crate was built from; its target directory is cargo's, moved by `CARGO_TARGET_DIR` as usual.
+    pub fn find() -> Self {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = here.ancestors().nth(2).unwrap_or(here).to_path_buf();
+        let target = match std::env::var_os("CARGO_TARGET_DIR") {
+            Some(dir) => root.join(dir),
+            None => root.join("target"),
+        };
+        Self { root, target }
+    }
+
+    /// The working tree.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Cargo's target directory.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Everything a stack leaves on disk: images, logs, records.
+    pub fn local(&self) -> PathBuf {
+        self.target.join("local")
+    }
+
+    /// Release archives, one folder per version.
+    pub fn releases(&self) -> PathBuf {
+        self.target.join("dist")
+    }
+
+    /// Where a program built by [`Workspace::build`] lies.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.target.join("debug").join(name)
+    }
+
+    /// `path` under `target/local`, its folder made if needed.
+    pub(crate) fn local_file(&self, path: &str) -> Result<PathBuf> {
+        let file = self.local().join(path);
+        if let Some(folder) = file.parent() {
+            std::fs::create_dir_all(folder).map_err(StackError::io(format!("make {}", folder.display())))?;
+        }
+        Ok(file)
+    }
+
+    /// Builds the local cloud and the provisioner in the dev profile. A fraction of a second when nothing changed.
+    ///
+    /// # Errors
+    /// When cargo fails; with the compiler's last lines.
+    pub async fn build(&self, watch: &dyn Watch) -> Result<()> {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+        Job::new(&cargo, self.local_file("build.log")?)
+            .args(["build", "--package", "local-cloud", "--package", "dtma-provisioner"])
+            .in_folder(&self.root)
+            .run(watch)
+            .await
+    }
+}
