@@ -1,0 +1,366 @@
+//! Droplets as system containers of this machine's Docker Engine.
+//!
+//! What must hold: every container and volume bears `dtma.stack` and `dtma.droplet`; a droplet's address is given explicitly, so that it
+//! survives power cuts and pulled cables; nothing of a droplet outlives [`Host::remove`], its control groups included.
+
+mod container;
+mod images;
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bollard::Docker;
+use bollard::errors::Error as DockerError;
+use bollard::models::{NetworkConnectRequest, NetworkDisconnectRequest, VolumeCreateRequest};
+use bollard::query_parameters::{
+    CreateContainerOptions, DownloadFromContainerOptionsBuilder, InspectNetworkOptions, KillContainerOptionsBuilder,
+    ListContainersOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+    RemoveVolumeOptions, StartContainerOptions, StopContainerOptionsBuilder, UploadToContainerOptionsBuilder,
+};
+use futures_util::TryStreamExt;
+use tokio::sync::Mutex;
+
+use self::container::{Engine, SystemContainer, fixed_address};
+pub use self::images::DockerImages;
+use super::seed::{Seed, reachable_name_servers};
+use super::{Found, Host, HostError, Power, Record};
+use crate::droplet::DropletId;
+use crate::image::{self, PackageSource};
+use crate::subnet::{AddressPool, Subnet};
+
+const STACK_LABEL: &str = "dtma.stack";
+const DROPLET_LABEL: &str = "dtma.droplet";
+const RECORD_LABEL: &str = "dtma.droplet.record";
+const ADDRESS_LABEL: &str = "dtma.droplet.address";
+
+/// How long an orderly shutdown may take before the power is cut.
+const SHUTDOWN_SECONDS: i32 = 60;
+
+/// Bound on one answer of the engine. Longer than an orderly shutdown, and than the import of a root file system.
+const ENGINE_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// How a [`DockerHost`] makes droplets.
+#[derive(Debug, Clone)]
+pub struct DockerHostOptions {
+    /// Names this cloud's containers and volumes among others'.
+    pub stack: String,
+    /// Docker network the droplets are on. Made with an explicit subnet: the engine refuses fixed addresses on any other.
+    pub network: String,
+    /// Registry (`host:port`) droplets may pull from without TLS.
+    pub registry: Option<String>,
+    /// Where base images' packages come from; part of the images' names.
+    pub packages: PackageSource,
+}
+
+/// The Docker Engine of this machine.
+pub struct DockerHost {
+    docker: Docker,
+    options: DockerHostOptions,
+    engine: Engine,
+    addresses: Mutex<AddressPool>,
+}
+
+/// Why the Docker Engine could not be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} failed")]
+pub struct ConnectError {
+    operation: String,
+    #[source]
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl ConnectError {
+    fn new(operation: impl Into<String>, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self { operation: operation.into(), source: source.into() }
+    }
+}
+
+/// This machine's Docker Engine, as `DOCKER_HOST` or the usual socket has it.
+fn connect() -> Result<Docker, ConnectError> {
+    let docker =
+        Docker::connect_with_defaults().map_err(|error| ConnectError::new("connecting to the Docker Engine", error))?;
+    Ok(docker.with_timeout(ENGINE_TIMEOUT))
+}
+
+impl DockerHost {
+    /// Connects and learns what kind of engine it is.
+    ///
+    /// # Errors
+    /// When the engine doesn't answer or the network isn't there or has no IPv4 subnet.
+    pub async fn connect(options: DockerHostOptions) -> Result<Self, ConnectError> {
+        let docker = connect()?;
+        let info =
+            docker.info().await.map_err(|error| ConnectError::new("asking the Docker Engine about itself", error))?;
+        let looking = |error: Box<dyn std::error::Error + Send + Sync>| {
+            ConnectError::new(format!("looking at Docker network {}", options.network), error)
+        };
+        let network = docker
+            .inspect_network(&options.network, None::<InspectNetworkOptions>)
+            .await
+            .map_err(|error| looking(error.into()))?;
+        let configs = network.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
+        let (subnet, gateway) = configs
+            .iter()
+            .find_map(|config| {
+                let subnet = config.subnet.as_deref()?.parse::<Subnet>().ok()?;
+                Some((subnet, config.gateway.as_deref().and_then(|gateway| gateway.parse().ok())))
+            })
+            .ok_or_else(|| looking("it has no IPv4 subnet".into()))?;
+        let taken: BTreeSet<Ipv4Addr> = gateway.into_iter().collect();
+        let host =
+            Self { docker, engine: Engine::of(&info), addresses: Mutex::new(AddressPool::new(subnet, taken)), options };
+        for found in host.found().await.map_err(|error| ConnectError::new("looking for droplets", error))? {
+            host.addresses.lock().await.restore(found.record.id, found.address);
+        }
+        Ok(host)
+    }
+
+    /// Removes every container and volume of `stack`, whoever made them. Answers with how many containers there were.
+    ///
+    /// # Errors
+    /// When the engine doesn't answer or refuses.
+    pub async fn destroy(stack: &str) -> Result<usize, ConnectError> {
+        let docker = connect()?;
+        let failed = |error| ConnectError::new(format!("removing what stack {stack} left"), error);
+        let label = stack_filter(stack);
+        let options = ListContainersOptionsBuilder::default().all(true).filters(&label).build();
+        let containers = docker.list_containers(Some(options)).await.map_err(failed)?;
+        let droplets: Vec<String> = containers
+            .into_iter()
+            .filter(|container| container.labels.as_ref().is_some_and(|labels| labels.contains_key(DROPLET_LABEL)))
+            .filter_map(|container| container.id)
+            .collect();
+        for container in &droplets {
+            tolerate(remove_container(&docker, container).await, &[404, 409]).map_err(failed)?;
+        }
+        let volumes = docker
+            .list_volumes(Some(ListVolumesOptionsBuilder::default().filters(&label).build()))
+            .await
+            .map_err(failed)?;
+        for volume in volumes.volumes.unwrap_or_default() {
+            if volume.labels.contains_key(DROPLET_LABEL) {
+                tolerate(docker.remove_volume(&volume.name, None::<RemoveVolumeOptions>).await, &[404])
+                    .map_err(failed)?;
+            }
+        }
+        Ok(droplets.len())
+    }
+
+    /// The steps of [`Host::create`]; on an error the caller removes what they made.
+    async fn make(
+        &self,
+        record: &Record,
+        user_data: Option<&str>,
+        address: Ipv4Addr,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let recipe = image::find(&record.image).ok_or_else(|| format!("there is no base image {}", record.image))?;
+        let labels = self.labels(record, address)?;
+        let volume = self.volume_name(record.id);
+        self.docker
+            .create_volume(VolumeCreateRequest {
+                name: Some(volume.clone()),
+                labels: Some(labels.clone()),
+                ..Default::default()
+            })
+            .await?;
+        let body = SystemContainer {
+            image: recipe.reference(&self.options.packages),
+            host_name: &record.name,
+            network: &self.options.network,
+            address,
+            docker_volume: &volume,
+            labels,
+            engine: self.engine,
+        }
+        .body();
+        let name = self.container_name(record.id);
+        let options = CreateContainerOptions { name: Some(name.clone()), ..Default::default() };
+        let created = self.docker.create_container(Some(options), body).await?;
+        let mut machine_id = [0_u8; 16];
+        getrandom::fill(&mut machine_id)?;
+        let resolv_conf = tokio::fs::read_to_string("/etc/resolv.conf").await.unwrap_or_default();
+        let seed = Seed {
+            record,
+            user_data,
+            machine_id: &hex::encode(machine_id),
+            registry: self.options.registry.as_deref(),
+            name_servers: &reachable_name_servers(&resolv_conf),
+            control_group: self.engine.nested_control_group(&created.id),
+        };
+        let upload = UploadToContainerOptionsBuilder::default().path("/").build();
+        self.docker.upload_to_container(&name, Some(upload), bollard::body_full(seed.archive()?.into())).await?;
+        self.docker.start_container(&name, None::<StartContainerOptions>).await?;
+        Ok(())
+    }
+
+    fn labels(&self, record: &Record, address: Ipv4Addr) -> Result<HashMap<String, String>, serde_json::Error> {
+        Ok(HashMap::from([
+            (STACK_LABEL.to_owned(), self.options.stack.clone()),
+            (DROPLET_LABEL.to_owned(), record.id.to_string()),
+            (RECORD_LABEL.to_owned(), serde_json::to_string(record)?),
+            (ADDRESS_LABEL.to_owned(), address.to_string()),
+        ]))
+    }
+
+    fn volume_name(&self, droplet: DropletId) -> String {
+        format!("{}-docker", self.container_name(droplet))
+    }
+
+    async fn address_of(&self, droplet: DropletId) -> Result<Ipv4Addr, HostError> {
+        let lease = self.addresses.lock().await.of(droplet);
+        lease.ok_or_else(|| failure("finding the address", droplet)("it has none".into()))
+    }
+
+    /// A text file of a droplet, running or not; nothing when it isn't there.
+    async fn file(&self, droplet: DropletId, path: &str) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
+        let options = DownloadFromContainerOptionsBuilder::default().path(path).build();
+        let download = self.docker.download_from_container(&self.container_name(droplet), Some(options));
+        let chunks: Vec<_> = match download.try_collect().await {
+            Err(DockerError::DockerResponseServerError { status_code: 404, .. }) => return Ok(String::new()),
+            other => other?,
+        };
+        let bytes = chunks.concat();
+        let mut text = String::new();
+        for entry in tar::Archive::new(bytes.as_slice()).entries()? {
+            let mut contents = Vec::new();
+            std::io::Read::read_to_end(&mut entry?, &mut contents)?;
+            text.push_str(&String::from_utf8_lossy(&contents));
+        }
+        Ok(text)
+    }
+}
+
+#[async_trait]
+impl Host for DockerHost {
+    async fn create(&self, record: &Record, user_data: Option<&str>) -> Result<Ipv4Addr, HostError> {
+        let failed = failure("creation", record.id);
+        let address = self
+            .addresses
+            .lock()
+            .await
+            .lease(record.id)
+            .ok_or_else(|| failed("the network has no free address".into()))?;
+        match self.make(record, user_data, address).await {
+            Ok(()) => Ok(address),
+            Err(error) => {
+                if let Err(left) = self.remove(record.id).await {
+                    tracing::warn!(droplet = %record.id, error = %left, "a failed creation left something behind");
+                }
+                Err(failed(error))
+            }
+        }
+    }
+
+    async fn power(&self, droplet: DropletId, power: Power) -> Result<(), HostError> {
+        let name = self.container_name(droplet);
+        let result = match power {
+            Power::Cut => {
+                let options = KillContainerOptionsBuilder::default().signal("SIGKILL").build();
+                // 409: it isn't running.
+                tolerate(self.docker.kill_container(&name, Some(options)).await, &[409])
+            }
+            Power::Shutdown => {
+                let options = StopContainerOptionsBuilder::default().t(SHUTDOWN_SECONDS).build();
+                tolerate(self.docker.stop_container(&name, Some(options)).await, &[304])
+            }
+            Power::On => tolerate(self.docker.start_container(&name, None::<StartContainerOptions>).await, &[304]),
+        };
+        result.map_err(|error| failure("changing the power", droplet)(error.into()))
+    }
+
+    async fn connect(&self, droplet: DropletId, connected: bool) -> Result<(), HostError> {
+        let name = self.container_name(droplet);
+        let network = &self.options.network;
+        let result = if connected {
+            let endpoint_config = Some(fixed_address(self.address_of(droplet).await?));
+            let request = NetworkConnectRequest { container: name, endpoint_config };
+            // 403: it is connected already.
+            tolerate(self.docker.connect_network(network, request).await, &[403])
+        } else {
+            let request = NetworkDisconnectRequest { container: name, force: Some(true) };
+            tolerate(self.docker.disconnect_network(network, request).await, &[403])
+        };
+        result.map_err(|error| failure("plugging the network", droplet)(error.into()))
+    }
+
+    async fn remove(&self, droplet: DropletId) -> Result<(), HostError> {
+        let failed = failure("removal", droplet);
+        tolerate(remove_container(&self.docker, &self.container_name(droplet)).await, &[404])
+            .map_err(|error| failed(error.into()))?;
+        tolerate(self.docker.remove_volume(&self.volume_name(droplet), None::<RemoveVolumeOptions>).await, &[404])
+            .map_err(|error| failed(error.into()))?;
+        self.addresses.lock().await.release(droplet);
+        Ok(())
+    }
+
+    async fn found(&self) -> Result<Vec<Found>, HostError> {
+        let options =
+            ListContainersOptionsBuilder::default().all(true).filters(&stack_filter(&self.options.stack)).build();
+        let containers = self
+            .docker
+            .list_containers(Some(options))
+            .await
+            .map_err(|error| failure("finding", DropletId(0))(error.into()))?;
+        let mut found = Vec::new();
+        for container in containers {
+            let labels = container.labels.unwrap_or_default();
+            let record = labels.get(RECORD_LABEL).and_then(|text| serde_json::from_str::<Record>(text).ok());
+            let address = labels.get(ADDRESS_LABEL).and_then(|text| text.parse().ok());
+            if let (Some(record), Some(address)) = (record, address) {
+                let state = container.state.map(|state| state.to_string()).unwrap_or_default();
+                if state == "created" {
+                    // Its maker died before it could boot; nobody was ever told it runs.
+                    self.remove(record.id).await?;
+                } else {
+                    found.push(Found { record, address, running: state == "running" });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    async fn console(&self, droplet: DropletId) -> Result<String, HostError> {
+        let failed = failure("reading the console", droplet);
+        let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail("2000").build();
+        let chunks: Vec<_> = self
+            .docker
+            .logs(&self.container_name(droplet), Some(options))
+            .map_ok(bollard::container::LogOutput::into_bytes)
+            .try_collect()
+            .await
+            .map_err(|error| failed(error.into()))?;
+        let boot = String::from_utf8_lossy(&chunks.concat()).replace('\r', "");
+        let output = self.file(droplet, "/var/log/cloud-init-output.log").await.map_err(failed)?;
+        Ok(format!("{boot}\n--- /var/log/cloud-init-output.log\n{output}"))
+    }
+
+    fn container_name(&self, droplet: DropletId) -> String {
+        format!("dtma-{}-{droplet}", self.options.stack)
+    }
+}
+
+fn stack_filter(stack: &str) -> HashMap<String, Vec<String>> {
+    HashMap::from([("label".to_owned(), vec![format!("{STACK_LABEL}={stack}")])])
+}
+
+async fn remove_container(docker: &Docker, container: &str) -> Result<(), DockerError> {
+    let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+    docker.remove_container(container, Some(options)).await
+}
+
+/// Takes these statuses for a success: they say that what was asked for is so already.
+fn tolerate(result: Result<(), DockerError>, statuses: &[u16]) -> Result<(), DockerError> {
+    match result {
+        Err(DockerError::DockerResponseServerError { status_code, .. }) if statuses.contains(&status_code) => Ok(()),
+        other => other,
+    }
+}
+
+fn failure(
+    operation: &'static str,
+    droplet: DropletId,
+) -> impl Fn(Box<dyn std::error::Error + Send + Sync>) -> HostError + Copy {
+    move |source| HostError { operation, droplet, source }
+}
