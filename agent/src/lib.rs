@@ -4,5 +4,12 @@
 //! containers; `store` is the only one to write files; `engine` is the only one to speak to Docker; `backend` is the only one to speak
 //! to whoever sent us; `config` is the only one to read the environment.
 
+pub mod backend;
 pub mod config;
+pub mod http;
+pub mod logs;
 pub mod store;
+pub mod system;
+
+/// This agent's version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

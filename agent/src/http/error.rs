@@ -1,7 +1,7 @@
 //! The one shape in which a request fails.
 
 use axum::Json;
-use axum::http::StatusCode;
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use dtma_api::Failure;
 use serde_json::Value;
@@ -11,12 +11,13 @@ use serde_json::Value;
 pub struct ApiError {
     status: StatusCode,
     failure: Failure,
+    header: Option<(HeaderName, HeaderValue)>,
 }
 
 impl ApiError {
     /// A failure with a stable `code` and a sentence a person can act on. Never put anything internal into either.
     pub fn new(status: StatusCode, code: &str, error: impl Into<String>) -> Self {
-        Self { status, failure: Failure::new(code, error) }
+        Self { status, failure: Failure::new(code, error), header: None }
     }
 
     /// The same with `details`.
@@ -24,10 +25,20 @@ impl ApiError {
         self.failure.details = Some(details);
         self
     }
+
+    /// The same with a header on the answer, such as `retry-after`.
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.header = Some((name, value));
+        self
+    }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        (self.status, Json(self.failure)).into_response()
+        let mut response = (self.status, Json(self.failure)).into_response();
+        if let Some((name, value)) = self.header {
+            response.headers_mut().insert(name, value);
+        }
+        response
     }
 }

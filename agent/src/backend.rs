@@ -1,0 +1,8 @@
+//! Whoever sent us: the provisioner, or the platform's backend. Enrols once, then sends heartbeats and does what their answers say.
+
+mod client;
+mod link;
+pub mod pace;
+
+pub use client::{BackendClient, BackendError};
+pub use link::{Link, LinkState, Reporting};

@@ -1,0 +1,125 @@
+//! Figures of the droplet, sampled in the background so that asking for them costs nothing.
+
+use std::path::Path;
+use std::time::Duration;
+
+use dtma_api::status::{DiskMetrics, MemoryMetrics, SystemMetrics};
+use sysinfo::{Disk, DiskRefreshKind, Disks};
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+
+/// Time between two samples; also the span `cpu_load_percent` is taken over.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// Everything one sample tells.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sample {
+    /// What `/status` and heartbeats show.
+    pub metrics: SystemMetrics,
+    /// Load averages over 1, 5 and 15 minutes.
+    pub load_average: [f64; 3],
+    /// Seconds since the droplet started.
+    pub uptime_seconds: u64,
+}
+
+/// Takes a first sample, and one every few seconds for as long as somebody holds the receiver. `state_dir` names the disk meant.
+pub fn start(state_dir: &Path) -> watch::Receiver<Sample> {
+    let mut sampler = Sampler::new(state_dir);
+    let (sender, receiver) = watch::channel(sampler.sample());
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks.tick().await;
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = sender.closed() => return,
+            }
+            // A few reads of /proc and one statvfs: too little to be worth a thread.
+            sender.send_replace(sampler.sample());
+        }
+    });
+    receiver
+}
+
+/// The kernel's release, as `uname -r` prints it.
+pub fn kernel() -> Option<String> {
+    sysinfo::System::kernel_version().ok()
+}
+
+struct Sampler {
+    system: Option<sysinfo::System>,
+    disk: Option<Disk>,
+}
+
+impl Sampler {
+    fn new(state_dir: &Path) -> Self {
+        let disks = Disks::new_with_refreshed_list_specifics(DiskRefreshKind::nothing().with_storage()).ok();
+        let holds_state = |disk: &Disk| state_dir.starts_with(disk.mount_point());
+        let disk = disks
+            .map(Vec::from)
+            .unwrap_or_default()
+            .into_iter()
+            .filter(holds_state)
+            .max_by_key(|disk| disk.mount_point().as_os_str().len());
+        Self { system: sysinfo::System::new().ok(), disk }
+    }
+
+    fn sample(&mut self) -> Sample {
+        let mut sample = Sample::default();
+        if let Some(system) = &mut self.system {
+            system.refresh_cpu_usage();
+            system.refresh_memory();
+            // One decimal is all a person reads, and keeps the JSON short.
+            sample.metrics.cpu_load_percent = (f64::from(system.global_cpu_usage()) * 10.0).round() / 10.0;
+            sample.metrics.memory = MemoryMetrics {
+                total_bytes: system.total_memory(),
+                active_bytes: system.total_memory().saturating_sub(system.available_memory()),
+                free_bytes: system.free_memory(),
+                used_bytes: system.used_memory(),
+            };
+        }
+        if let Some(disk) = &mut self.disk {
+            disk.refresh_specifics(DiskRefreshKind::nothing().with_storage());
+            sample.metrics.disk = DiskMetrics {
+                mount: disk.mount_point().to_string_lossy().into_owned(),
+                total_bytes: disk.total_space(),
+                used_bytes: disk.total_space().saturating_sub(disk.available_space()),
+                free_bytes: disk.available_space(),
+            };
+        }
+        if let Ok(load) = sysinfo::System::load_average() {
+            sample.load_average = [load.one, load.five, load.fifteen];
+        }
+        sample.uptime_seconds = sysinfo::System::uptime().unwrap_or_default();
+        sample
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_adds_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut sampler = Sampler::new(directory.path());
+        sampler.sample();
+        let sample = sampler.sample();
+        let memory = sample.metrics.memory;
+        assert!(memory.total_bytes > 0 && memory.used_bytes <= memory.total_bytes, "{memory:?}");
+        let disk = sample.metrics.disk;
+        assert!(directory.path().starts_with(&disk.mount), "{disk:?}");
+        assert!(disk.total_bytes > 0 && disk.used_bytes + disk.free_bytes == disk.total_bytes, "{disk:?}");
+        assert!((0.0..=100.0).contains(&sample.metrics.cpu_load_percent));
+        assert!(sample.uptime_seconds > 0 && kernel().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn samples_are_taken_over_and_over() {
+        let mut samples = start(Path::new("/"));
+        for _ in 0..3 {
+            samples.changed().await.unwrap();
+        }
+    }
+}
