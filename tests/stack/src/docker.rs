@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use bollard::Docker;
 use bollard::container::LogOutput;
 use bollard::exec::{CreateExecOptions, StartExecResults};
-use bollard::models::NetworkCreateRequest;
+use bollard::models::{Ipam, IpamConfig, NetworkCreateRequest};
 use bollard::query_parameters::{
     ListContainersOptionsBuilder, ListNetworksOptionsBuilder, ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder,
     RemoveVolumeOptionsBuilder,
@@ -56,23 +56,44 @@ impl Engine {
     }
 
     /// Makes the stack's network if it isn't there, and tells its gateway: the host's own address on it.
-    pub(crate) async fn network(&self, stack: &str) -> Result<String> {
+    ///
+    /// # Errors
+    /// When Docker refuses.
+    pub async fn network(&self, stack: &str) -> Result<String> {
         let name = network_name(stack);
         if self.0.inspect_network(&name, None).await.is_err() {
-            let request = NetworkCreateRequest {
-                name: name.clone(),
-                driver: Some("bridge".to_owned()),
-                labels: Some(HashMap::from([(STACK_LABEL.to_owned(), stack.to_owned())])),
-                ..NetworkCreateRequest::default()
-            };
-            self.0.create_network(request).await.map_err(StackError::docker(format!("create network {name}")))?;
+            self.make_network(stack, None).await?;
+            // Droplets keep their addresses, and Docker takes a fixed address only where the subnet was asked for. So it is
+            // asked for, once Docker has found a free one.
+            let free = self.subnet(&name).await?;
+            self.0.remove_network(&name).await.map_err(StackError::docker(format!("remove network {name}")))?;
+            self.make_network(stack, Some(free)).await?;
         }
-        let network = self.0.inspect_network(&name, None).await;
+        let gateway = self.subnet(&name).await?.gateway;
+        gateway.ok_or_else(|| StackError::DockerAnswer(format!("network {name} has no gateway address")))
+    }
+
+    async fn make_network(&self, stack: &str, subnet: Option<IpamConfig>) -> Result<()> {
+        let name = network_name(stack);
+        let request = NetworkCreateRequest {
+            name: name.clone(),
+            driver: Some("bridge".to_owned()),
+            labels: Some(HashMap::from([(STACK_LABEL.to_owned(), stack.to_owned())])),
+            ipam: subnet.map(|subnet| Ipam { config: Some(vec![subnet]), ..Ipam::default() }),
+            ..NetworkCreateRequest::default()
+        };
+        self.0.create_network(request).await.map_err(StackError::docker(format!("create network {name}")))?;
+        Ok(())
+    }
+
+    /// The network's IPv4 subnet, with its gateway.
+    async fn subnet(&self, name: &str) -> Result<IpamConfig> {
+        let network = self.0.inspect_network(name, None).await;
         let network = network.map_err(StackError::docker(format!("look at network {name}")))?;
         let mut configs = network.ipam.and_then(|ipam| ipam.config).unwrap_or_default().into_iter();
         configs
-            .find_map(|config| config.gateway)
-            .ok_or_else(|| StackError::DockerAnswer(format!("network {name} has no gateway address")))
+            .find(|config| config.subnet.as_deref().is_some_and(|subnet| !subnet.contains(':')))
+            .ok_or_else(|| StackError::DockerAnswer(format!("network {name} has no IPv4 subnet")))
     }
 
     /// What bears the stack's label now.
@@ -128,7 +149,10 @@ impl Engine {
     }
 
     /// Runs a command as root in the container of one droplet.
-    pub(crate) async fn exec_in_droplet(&self, stack: &str, droplet: i64, command: &[&str]) -> Result<ExecOutput> {
+    ///
+    /// # Errors
+    /// When there is no such droplet, or the command can't be started.
+    pub async fn exec_in_droplet(&self, stack: &str, droplet: i64, command: &[&str]) -> Result<ExecOutput> {
         let filters = [format!("{STACK_LABEL}={stack}"), format!("dtma.droplet={droplet}")];
         let containers = self.containers_with(&filters).await?;
         let container = containers
@@ -182,7 +206,7 @@ impl Engine {
 }
 
 /// Name of a stack's Docker network.
-pub(crate) fn network_name(stack: &str) -> String {
+pub fn network_name(stack: &str) -> String {
     format!("dtma-{stack}")
 }
 
