@@ -15,6 +15,7 @@ use tokio_util::io::ReaderStream;
 use crate::command::Job;
 use crate::docker::Engine;
 use crate::error::{Result, StackError};
+use crate::process::KillOnDrop;
 use crate::ready::{free_port, wait_until_ok};
 use crate::registry::{self, Access};
 use crate::watch::Watch;
@@ -45,12 +46,11 @@ const UNNEEDED: [&str; 15] = [
     "var/cache",
     "opt/mcp-demo/site/bin",
 ];
-const CHANGES: [&str; 6] = [
+const CHANGES: [&str; 5] = [
     "ENV PYTHONPATH=/opt/mcp-demo/site PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1",
     "WORKDIR /opt/mcp-demo",
     "USER 65532:65532",
     "EXPOSE 8080/tcp",
-    "STOPSIGNAL SIGTERM",
     r#"CMD ["/usr/bin/python3.11", "/opt/mcp-demo/server.py"]"#,
 ];
 
@@ -157,18 +157,14 @@ impl McpImage {
     ) -> Result<()> {
         let listen = free_port([127, 0, 0, 1].into())?;
         let log_folder = workspace.local().join("mcp-demo");
-        let process = registry::spawn(Access::Write, listen, storage, &log_folder)?;
-        let pushed = async {
-            wait_until_ok(&format!("http://{listen}/v2/"), &process, Duration::from_secs(15)).await?;
-            let reference = self.reference(listen);
-            import(engine.api(), archive, &reference, watch).await?;
-            push(engine.api(), &format!("{listen}/{REPOSITORY}"), &self.tag, watch).await?;
-            let removed = engine.api().remove_image(&reference, None::<RemoveImageOptions>, None).await;
-            removed.map(drop).map_err(StackError::docker(format!("remove image {reference}")))
-        };
-        let outcome = pushed.await;
-        process.stop(Duration::from_secs(5)).await?;
-        outcome
+        let process = KillOnDrop(registry::spawn(Access::Write, listen, storage, &log_folder)?);
+        wait_until_ok(&format!("http://{listen}/v2/"), &process.0, Duration::from_secs(15)).await?;
+        let reference = self.reference(listen);
+        import(engine.api(), archive, &reference, watch).await?;
+        push(engine.api(), &format!("{listen}/{REPOSITORY}"), &self.tag, watch).await?;
+        let removed = engine.api().remove_image(&reference, None::<RemoveImageOptions>, None).await;
+        removed.map(drop).map_err(StackError::docker(format!("remove image {reference}")))?;
+        process.0.stop(Duration::from_secs(5)).await
     }
 }
 
@@ -214,5 +210,86 @@ fn remove_folder(folder: &Path) -> Result<()> {
             Err(StackError::io(format!("remove {}", folder.display()))(error))
         }
         Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use bollard::models::{ContainerCreateBody, HostConfig};
+    use bollard::query_parameters::{CreateContainerOptionsBuilder, StopContainerOptionsBuilder};
+    use dtma_api::Token;
+
+    use super::*;
+    use crate::docker::STACK_LABEL;
+    use crate::mcp::McpClient;
+    use crate::watch::Unwatched;
+
+    const STACK: &str = "mcp-image-test";
+
+    /// Under the restrictions an agent puts on it: no capability, no new privileges, nothing to write to.
+    async fn run(docker: &Docker, image: &str) -> (String, String) {
+        let body = ContainerCreateBody {
+            image: Some(image.to_owned()),
+            labels: Some(HashMap::from([(STACK_LABEL.to_owned(), STACK.to_owned())])),
+            host_config: Some(HostConfig {
+                cap_drop: Some(vec!["ALL".to_owned()]),
+                security_opt: Some(vec!["no-new-privileges".to_owned()]),
+                readonly_rootfs: Some(true),
+                memory: Some(128 << 20),
+                ..HostConfig::default()
+            }),
+            ..ContainerCreateBody::default()
+        };
+        let options = CreateContainerOptionsBuilder::new().name(STACK).build();
+        let id = docker.create_container(Some(options), body).await.unwrap().id;
+        docker.start_container(&id, None).await.unwrap();
+        let networks = docker.inspect_container(&id, None).await.unwrap().network_settings.unwrap().networks.unwrap();
+        let ip = networks["bridge"].ip_address.clone().unwrap();
+        (id, ip)
+    }
+
+    #[tokio::test]
+    #[ignore = "needs Docker and root: cargo xtask test"]
+    async fn the_server_runs_with_no_rights_answers_a_real_client_and_ends_when_asked_to() {
+        let workspace = Workspace::find();
+        let engine = Engine::connect().await.unwrap();
+        engine.sweep(STACK).await.unwrap();
+        let image = McpImage::of(&workspace).unwrap();
+        image.ensure(&workspace, &engine, &Unwatched).await.unwrap();
+
+        let folder = tempfile::tempdir().unwrap();
+        let listen = free_port([127, 0, 0, 1].into()).unwrap();
+        let process = registry::spawn(Access::ReadOnly, listen, &storage(&workspace), folder.path()).unwrap();
+        wait_until_ok(&format!("http://{listen}/v2/"), &process, Duration::from_secs(15)).await.unwrap();
+        let reference = image.reference(listen);
+        let options = CreateImageOptionsBuilder::new().from_image(&reference).build();
+        let pulled = engine.api().create_image(Some(options), None, None).try_collect::<Vec<_>>().await;
+        process.stop(Duration::from_secs(5)).await.unwrap();
+        pulled.unwrap();
+
+        let (id, ip) = run(engine.api(), &reference).await;
+        let url = format!("http://{ip}:8080/mcp");
+        let http = crate::http::client().unwrap();
+        let listening = async {
+            while http.get(&url).send().await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), listening).await.expect("it listens");
+        let client = McpClient::connect(http, &url, &Token::from("unused".to_owned())).await.unwrap();
+        assert_eq!(client.tools().await.unwrap(), ["add", "echo", "clock"]);
+        assert_eq!(client.call("add", serde_json::json!({ "a": 19, "b": 23 })).await.unwrap(), "42");
+        let error = client.call("add", serde_json::json!({ "a": "no number" })).await.unwrap_err().to_string();
+        assert!(error.contains("add"), "{error}");
+        client.close().await.unwrap();
+
+        let stop = StopContainerOptionsBuilder::new().t(10).build();
+        engine.api().stop_container(&id, Some(stop)).await.unwrap();
+        let ended = engine.api().inspect_container(&id, None).await.unwrap().state.unwrap();
+        assert_ne!(ended.exit_code, Some(137), "it had to be killed");
+        engine.sweep(STACK).await.unwrap();
+        engine.api().remove_image(&reference, None::<RemoveImageOptions>, None).await.unwrap();
     }
 }

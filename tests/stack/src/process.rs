@@ -105,6 +105,18 @@ impl ProcessRecord {
     }
 }
 
+/// Ends a short-lived process of ours at the latest when the work it was started for is given up.
+#[derive(Debug)]
+pub(crate) struct KillOnDrop(pub(crate) ProcessRecord);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.signal(Signal::KILL) {
+            tracing::warn!(%error, "a process is left running");
+        }
+    }
+}
+
 /// Field 22 of `/proc/PID/stat`; none for a process that is gone or only waits to be reaped.
 fn start_time(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

@@ -1,2 +1,120 @@
-//! To be written.
-fn main() {}
+//! `cargo xtask`: the one entry to everything a person or CI does with this repository.
+
+mod demo;
+mod release;
+mod terminal;
+mod test;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use stack::stack::{Stack, StackOptions, remove_all, remove_stale};
+use stack::{StackError, Workspace, prepare};
+
+use crate::terminal::Terminal;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Everything this repository can do on one machine")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// From nothing to a working MCP tool call on a new droplet, and back to nothing
+    Demo(demo::Options),
+    /// Start local cloud, registry and provisioner and leave them running; see target/local/stack.json
+    Up,
+    /// Remove everything `up` (or a run that was killed) has left
+    Down,
+    /// Set up this machine and run every check and test there is
+    Test(test::Options),
+    /// Build the agent's release archive into target/dist
+    Release {
+        /// Where to put it instead, as {out}/{version}/
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // Warnings of the libraries; what a task does is told by the task itself.
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cannot start a runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    runtime.block_on(async {
+        let terminal = Terminal::new();
+        match arguments.task {
+            Task::Demo(options) => demo::run(&options, &terminal).await,
+            Task::Up => ended(up(&terminal).await, &terminal),
+            Task::Down => ended(down(&terminal).await, &terminal),
+            Task::Test(options) => test::run(&options, &terminal).await,
+            Task::Release { out } => ended(release::run(out.as_deref(), &terminal).await, &terminal),
+        }
+    })
+}
+
+/// Tells what went wrong, if anything did.
+fn ended<E: std::error::Error>(outcome: Result<(), E>, terminal: &Terminal) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            terminal.failed(&with_causes(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error and what it came from, as one text.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+async fn up(terminal: &Terminal) -> Result<(), stack::release::ReleaseError> {
+    let workspace = Workspace::find();
+    let options = StackOptions { id: Some("up".to_owned()), stays: true, ..StackOptions::default() };
+    terminal.step("prepare: machine, programs, release, images");
+    prepare::everything(&workspace, &[prepare::DEFAULT_IMAGE.to_owned(), prepare::BARE_IMAGE.to_owned()], terminal)
+        .await?;
+    remove_stale(&workspace).await?;
+    terminal.done("ready");
+    terminal.step("start registry, local cloud, provisioner");
+    let stack = Stack::start_prepared(options, &workspace, terminal).await?;
+    let file = stack.file();
+    file.write(&workspace)?;
+    terminal.done("running until `cargo xtask down`");
+    terminal.line(&format!("    provisioner  {}", file.provisioner_url));
+    terminal.line(&format!("    local cloud  {}", file.cloud_url));
+    terminal.line(&format!("    registry     {} (push to {})", file.registry, file.registry_push));
+    terminal.line(&format!("    secrets      {}", stack::record::StackFile::path(&workspace).display()));
+    Ok(())
+}
+
+async fn down(terminal: &Terminal) -> Result<(), StackError> {
+    terminal.step("remove every trace of local stacks");
+    let removed = remove_all(&Workspace::find()).await?;
+    let result =
+        if removed.is_empty() { "nothing was there".to_owned() } else { format!("removed: {}", removed.join(", ")) };
+    terminal.done(&result);
+    Ok(())
+}
