@@ -123,16 +123,18 @@ async fn a_bare_image_gets_docker_from_cloud_init_and_serves_the_same() -> Story
     Ok(())
 }
 
-fn old_deploy(image: &str, name: &str, container_port: u16) -> Value {
+fn deploy_body(image: &str, name: &str, host_config: &Value) -> Value {
     json!({
         "dockerImageUrl": image,
         "instanceNameOnToolbox": name,
         "accountToolInstanceId": format!("id-of-{name}"),
-        "baseConfigOverrideJson": {
-            "Env": ["A=1"],
-            "HostConfig": { "PortBindings": { (format!("{container_port}/tcp")): [{ "HostPort": "30000" }] } },
-        },
+        "baseConfigOverrideJson": { "Env": ["A=1"], "HostConfig": host_config },
     })
+}
+
+/// What the old agent's callers send: no field of ours, and the agent's own port asked for.
+fn old_deploy(image: &str, name: &str) -> Value {
+    deploy_body(image, name, &json!({ "PortBindings": { "8080/tcp": [{ "HostPort": "30000" }] } }))
 }
 
 /// A request that must be refused: what it is, its body, the status codes and the code it may get.
@@ -144,11 +146,7 @@ struct Refused {
 }
 
 fn refusals(image: &str, taken_port: &str) -> Vec<Refused> {
-    let with = |name: &str, host_config: Value| {
-        let mut body = old_deploy(image, name, 8080);
-        body["baseConfigOverrideJson"]["HostConfig"] = host_config;
-        body
-    };
+    let with = |name: &str, host_config: Value| deploy_body(image, name, &host_config);
     let registry = image.split('/').next().unwrap_or_default();
     let missing = format!("{registry}/no-such-image:1");
     vec![
@@ -161,7 +159,7 @@ fn refusals(image: &str, taken_port: &str) -> Vec<Refused> {
         },
         Refused {
             what: "an image that doesn't exist",
-            body: old_deploy(&missing, "no-image", 8080),
+            body: old_deploy(&missing, "no-image"),
             status: &[404, 422],
             code: "image_not_found",
         },
@@ -287,7 +285,7 @@ async fn callers_of_the_old_agent_find_what_they_expect() -> Story {
     let reply = agent.send(Method::POST, "/tools/tool%2Eone/start", None).await?;
     assert_eq!(reply.status, 404, "{}", reply.text);
     assert_eq!(reply.json()["success"], json!(false), "{}", reply.text);
-    let body = old_deploy(&scene.stack.mcp_image(), "tool.one", 8080);
+    let body = old_deploy(&scene.stack.mcp_image(), "tool.one");
     let reply = agent.deploy_raw(&body).await?;
     assert_eq!(reply.status, 201, "{}", reply.text);
     let deployed = reply.json();
