@@ -47,7 +47,7 @@ impl Metrics {
     }
 
     /// The page for Prometheus; `environments` counts the rows by status.
-    pub fn page(&self, environments: &BTreeMap<&'static str, u64>) -> String {
+    pub fn page(&self, environments: &BTreeMap<String, u64>) -> String {
         let mut page = String::new();
         head(&mut page, "dtma_environments", "gauge", "Environments by status.");
         for status in STATUSES {

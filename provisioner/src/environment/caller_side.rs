@@ -13,6 +13,8 @@ pub enum EnsureDecision {
     Restart(Box<Change>),
     /// It is being deleted and must be gone before another is made.
     Leaving,
+    /// It is gone; another may be made.
+    Gone,
 }
 
 impl Environment {
@@ -37,10 +39,10 @@ impl Environment {
                 change.new_run = true;
                 EnsureDecision::Restart(Box::new(change))
             }
-            State::PendingDeprovision { .. }
-            | State::Deprovisioning { .. }
-            | State::Deprovisioned { .. }
-            | State::ErrorDeprovisioning { .. } => EnsureDecision::Leaving,
+            State::PendingDeprovision { .. } | State::Deprovisioning { .. } | State::ErrorDeprovisioning { .. } => {
+                EnsureDecision::Leaving
+            }
+            State::Deprovisioned { .. } => EnsureDecision::Gone,
         }
     }
 

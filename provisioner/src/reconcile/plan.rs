@@ -32,6 +32,20 @@ pub struct Policy {
     pub orphan_age: Duration,
 }
 
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            fleet_tag: "dtma-fleet".to_owned(),
+            lookup_grace: Duration::from_secs(60),
+            bootstrap_deadline: Duration::from_secs(900),
+            delete_repeat: Duration::from_secs(5),
+            delete_patience: Duration::from_secs(600),
+            max_tries: 5,
+            orphan_age: Duration::from_secs(900),
+        }
+    }
+}
+
 /// What was seen of an environment's droplets. Taken at or after the `now` handed to [`plan`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
@@ -115,7 +129,9 @@ pub fn plan(environment: &Environment, observed: &Observed, policy: &Policy, now
             }
             Known::Unseen | Known::Present(_) => Step::Wait,
         },
-        State::Active { droplet, .. } | State::Unresponsive { droplet, .. } => match observed.known {
+        // Its agent reports: whatever the cloud says, the droplet is there. A token of another account must not cost us a fleet.
+        State::Active { .. } => Step::Wait,
+        State::Unresponsive { droplet, .. } => match observed.known {
             Known::Gone => {
                 let message = format!("Droplet {} was deleted by somebody else.", droplet.id);
                 let error = plain_error("droplet_gone", message.clone(), now);

@@ -1,0 +1,126 @@
+//! What agents and their droplets' set-up call: enrolment, heartbeats, bootstrap progress, releases.
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Path, State};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use dtma_api::bootstrap::BootstrapProgress;
+use dtma_api::enrolment::{EnrolmentAnswer, EnrolmentRequest};
+use dtma_api::failure::Fault;
+use dtma_api::heartbeat::{Directives, Heartbeat};
+use dtma_api::{Token, TokenHash};
+use jiff::Timestamp;
+use tokio_util::io::ReaderStream;
+
+use super::{ApiError, App, bearer, parse};
+use crate::environment::{EnrolmentClaim, EnrolmentRefused, Environment};
+use crate::store::StoredHeartbeat;
+
+/// An agent's version is a word, not a story.
+const VERSION_LENGTH: usize = 64;
+/// A retry key shorter than this could be guessed.
+const RETRY_KEY_LENGTH: usize = 16;
+
+pub(super) async fn enrol(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<EnrolmentAnswer>, ApiError> {
+    let token_hash = bearer(&headers)?.hash();
+    let request: EnrolmentRequest = parse(&body?)?;
+    let mut faults = Vec::new();
+    if request.retry_key.expose().len() < RETRY_KEY_LENGTH {
+        faults.push(Fault { path: "$.retry_key".to_owned(), problem: "must have at least 16 characters".to_owned() });
+    }
+    let version = request.agent_version;
+    if version.is_empty() || version.len() > VERSION_LENGTH || version.chars().any(char::is_control) {
+        faults.push(Fault {
+            path: "$.agent_version".to_owned(),
+            problem: "must be 1 to 64 printable characters".to_owned(),
+        });
+    }
+    if !faults.is_empty() {
+        return Err(ApiError::InvalidRequest(faults));
+    }
+    let claim =
+        EnrolmentClaim { token_hash, retry_key_hash: request.retry_key.hash(), pin: request.certificate_pin, version };
+    let environment = by_token(&app, token_hash).await?;
+    let bearer_token = Token::generate().map_err(|_| ApiError::NoRandomness)?;
+    let bearer_hash = bearer_token.hash();
+    let now = Timestamp::now();
+    app.board
+        .try_change(environment.id, now, |environment| environment.enrol(&claim, bearer_hash, now).map(Some))
+        .await?;
+    Ok(Json(EnrolmentAnswer {
+        success: true,
+        environment_id: environment.id,
+        bearer_token,
+        settings: app.agent_settings.clone(),
+    }))
+}
+
+pub(super) async fn heartbeat(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    let member = app.board.roll().find(bearer(&headers)?.hash()).ok_or(ApiError::UnknownBearer)?;
+    let body = body?;
+    let heartbeat: Heartbeat = parse(&body)?;
+    let now = Timestamp::now();
+    // Parsed as JSON just now, so it is text.
+    let payload = String::from_utf8_lossy(&body).into_owned();
+    app.heartbeats.keep(StoredHeartbeat { environment: member.environment, received_at: now, payload }).await?;
+    if member.heard(now) {
+        app.board.change(member.environment, now, |environment| environment.heard(now)).await?;
+    }
+    if heartbeat.settings_generation.is_some_and(|generation| generation < app.agent_settings.generation) {
+        let directives = Directives { settings: Some(app.agent_settings.clone()), ..Directives::default() };
+        return Ok(Json(directives).into_response());
+    }
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+pub(super) async fn bootstrap_progress(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<StatusCode, ApiError> {
+    let token_hash = bearer(&headers)?.hash();
+    let report: BootstrapProgress = parse(&body?)?;
+    let environment = by_token(&app, token_hash).await?;
+    let now = Timestamp::now();
+    app.board
+        .change(environment.id, now, |environment| {
+            // Still the attempt whose token this is.
+            let current = environment.state.attempt().is_some_and(|attempt| attempt.token_hash == token_hash);
+            if current { environment.bootstrap_reported(&report, now) } else { None }
+        })
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn fetch_tool_secrets(State(app): State<App>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
+    app.board.roll().find(bearer(&headers)?.hash()).ok_or(ApiError::UnknownBearer)?;
+    Err(ApiError::NoToolSecrets)
+}
+
+/// No credential: whoever has the source can build it, and the digest in the user data is what makes it trusted.
+pub(super) async fn release(
+    State(app): State<App>,
+    Path((version, file)): Path<(String, String)>,
+) -> Result<Response, ApiError> {
+    let path = app.releases.file(&version, &file).ok_or(ApiError::NoReleaseFile)?;
+    let opened = tokio::fs::File::open(path).await.map_err(ApiError::ReleaseFile)?;
+    let length = opened.metadata().await.map_err(ApiError::ReleaseFile)?.len();
+    let headers = [(CONTENT_TYPE, "application/octet-stream".to_owned()), (CONTENT_LENGTH, length.to_string())];
+    Ok((headers, Body::from_stream(ReaderStream::with_capacity(opened, 1 << 16))).into_response())
+}
+
+async fn by_token(app: &App, token_hash: TokenHash) -> Result<Environment, ApiError> {
+    let found = app.board.store().by_enrolment_token(token_hash).await?;
+    found.ok_or(ApiError::Enrolment(EnrolmentRefused::Unknown))
+}
