@@ -22,6 +22,11 @@ impl DockerImages {
     pub fn connect() -> Result<Self, ConnectError> {
         connect().map(Self)
     }
+
+    /// Those of the engine at the other end of `docker`.
+    pub(super) fn of(docker: &Docker) -> Self {
+        Self(docker.clone())
+    }
 }
 
 #[async_trait]

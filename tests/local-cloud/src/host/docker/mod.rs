@@ -8,6 +8,7 @@ mod images;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -52,6 +53,8 @@ pub struct DockerHostOptions {
     pub registry: Option<String>,
     /// Where base images' packages come from; part of the images' names.
     pub packages: PackageSource,
+    /// Folder for the lock and the passing files of base-image builds.
+    pub image_cache: PathBuf,
 }
 
 /// The Docker Engine of this machine.
@@ -156,6 +159,10 @@ impl DockerHost {
         address: Ipv4Addr,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let recipe = image::find(&record.image).ok_or_else(|| format!("there is no base image {}", record.image))?;
+        let image = {
+            let store = DockerImages::of(&self.docker);
+            image::ensure(recipe, &self.options.packages, &store, &self.options.image_cache).await?.reference
+        };
         let labels = self.labels(record, address)?;
         let volume = self.volume_name(record.id);
         self.docker
@@ -166,7 +173,7 @@ impl DockerHost {
             })
             .await?;
         let body = SystemContainer {
-            image: recipe.reference(&self.options.packages),
+            image,
             host_name: &record.name,
             network: &self.options.network,
             address,
