@@ -6,8 +6,12 @@
 
 pub mod backend;
 pub mod config;
+pub mod engine;
 pub mod http;
+pub mod instance;
 pub mod logs;
+pub mod mcp;
+pub mod reconcile;
 pub mod store;
 pub mod system;
 

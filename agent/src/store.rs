@@ -2,6 +2,7 @@
 
 pub mod durable;
 pub mod identity;
+pub mod ledger;
 mod state_dir;
 
 pub use state_dir::{StateDir, StateDirError};

@@ -1,0 +1,282 @@
+//! The seam to the container engine: the few verbs the loop needs, in the agent's own words.
+//!
+//! Owns the observed side of an instance (its containers as the engine shows them) and the reasons why the engine refuses. The one real
+//! adapter is [`docker`]; nothing else may name its library.
+
+pub mod docker;
+
+use std::net::IpAddr;
+
+use async_trait::async_trait;
+use dtma_api::InstanceName;
+use dtma_api::instance::{PortView, Progress};
+use futures_util::stream::BoxStream;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::instance::{DeploymentId, HostPort, ImageReference, PortProtocol, Spec, SpecHash};
+
+/// What the agent asks of a container engine. Every verb is safe to repeat, except `create`, which answers
+/// [`EngineError::NameTaken`] the second time. All act on containers of this agent only.
+#[async_trait]
+pub trait Engine: Send + Sync + 'static {
+    /// The engine's version, which also shows that it answers.
+    async fn version(&self) -> Result<String, EngineError>;
+
+    /// Every container bearing this agent's labels, whatever its state.
+    async fn list(&self) -> Result<Vec<Container>, EngineError>;
+
+    /// One container; `None` when it is gone.
+    async fn inspect(&self, id: &ContainerId) -> Result<Option<Container>, EngineError>;
+
+    /// Says whether the image is there without asking a registry; its digest where it came from one.
+    async fn image(&self, image: &ImageReference) -> Result<Option<Image>, EngineError>;
+
+    /// Asks the registry for the image. `progress` is told about every change, at most a few times a second.
+    async fn pull(&self, image: &ImageReference, progress: &(dyn Fn(Progress) + Send + Sync)) -> Result<(), EngineError>;
+
+    /// Makes the container, not started. Volumes and the network it needs are made on the way.
+    async fn create(&self, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError>;
+
+    /// Starts it; starting a running container is a success.
+    async fn start(&self, id: &ContainerId) -> Result<(), EngineError>;
+
+    /// Asks it to end, and ends it by force when it hasn't within `grace_seconds`. Stopping a stopped or absent container is a success.
+    async fn stop(&self, id: &ContainerId, grace_seconds: u32) -> Result<(), EngineError>;
+
+    /// Stop and start in one call, so that the engine finishes it even when the agent dies meanwhile.
+    async fn restart(&self, id: &ContainerId, grace_seconds: u32) -> Result<(), EngineError>;
+
+    /// Removes it by force, its anonymous volumes and network endpoints with it. Removing an absent container is a success.
+    async fn remove(&self, id: &ContainerId) -> Result<(), EngineError>;
+
+    /// Removes named volumes.
+    async fn remove_volumes(&self, which: &Volumes) -> Result<(), EngineError>;
+
+    /// Name of the container, anybody's, that publishes this port on the host; `None` when none does.
+    async fn port_holder(&self, port: u16, protocol: PortProtocol) -> Result<Option<String>, EngineError>;
+
+    /// Environment of a container as it was created, for putting a lost ledger together again.
+    async fn environment(&self, id: &ContainerId) -> Result<Vec<(String, String)>, EngineError>;
+
+    /// One item for each change of a container of this agent; says that something changed, not what. Ends with an error when the
+    /// engine goes away.
+    fn changes(&self) -> BoxStream<'static, Result<(), EngineError>>;
+
+    /// A container's output, oldest line first.
+    fn logs(&self, id: &ContainerId, options: LogOptions) -> BoxStream<'static, Result<LogLine, EngineError>>;
+}
+
+/// The engine's full id of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ContainerId(pub String);
+
+impl ContainerId {
+    /// The id as text, 64 hexadecimal digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Which named volumes to remove.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Volumes {
+    /// All of an instance, whichever deploy made them.
+    OfInstance(InstanceName),
+    /// Only those one deploy made.
+    OfDeployment(DeploymentId),
+}
+
+/// A container of this agent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Container {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its name, without the engine's leading slash.
+    pub name: String,
+    /// The instance it says it belongs to; `None` when its label is no instance name.
+    pub instance: Option<InstanceName>,
+    /// Hash of the spec it was made from.
+    pub spec_hash: SpecHash,
+    /// The spec it was made from as JSON, environment values left out; as found, so not to be trusted.
+    pub spec_label: String,
+    /// The deploy that made it, as found.
+    pub deployment: Option<DeploymentId>,
+    /// When it was created, Unix seconds.
+    pub created: i64,
+    /// How it is.
+    pub condition: Condition,
+    /// How often the engine restarted it.
+    pub restart_count: u64,
+    /// Its published ports.
+    pub ports: Vec<PortView>,
+    /// Its address on the agent's network, while it runs.
+    pub address: Option<IpAddr>,
+}
+
+/// How a container is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Condition {
+    /// Made and never started.
+    Created,
+    /// Its process runs.
+    Running {
+        /// Since when.
+        since: Timestamp,
+    },
+    /// Its process is frozen.
+    Paused,
+    /// Its process ended and the engine is about to start it again.
+    Restarting(Exit),
+    /// Its process ended.
+    Exited(Exit),
+    /// The engine is removing it.
+    Removing,
+    /// The engine failed to remove it.
+    Dead,
+}
+
+impl Condition {
+    /// The engine's word for it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running { .. } => "running",
+            Self::Paused => "paused",
+            Self::Restarting(_) => "restarting",
+            Self::Exited(_) => "exited",
+            Self::Removing => "removing",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Exit {
+    /// Its exit code; 128 + signal when it was killed.
+    pub code: i64,
+    /// It was killed because it used up its memory limit.
+    pub out_of_memory: bool,
+    /// What the engine says about it; often empty.
+    pub error: String,
+}
+
+/// An image that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// `sha256:…` of the manifest the registry gave, when it came from one.
+    pub digest: Option<String>,
+}
+
+/// What part of a container's output.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LogOptions {
+    /// Last lines only; all when absent.
+    pub tail: Option<u32>,
+    /// Only what was written at or after this.
+    pub since: Option<Timestamp>,
+    /// Go on with what is written from now on.
+    pub follow: bool,
+}
+
+/// One line of a container's output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogLine {
+    /// When the engine received it.
+    pub at: Option<Timestamp>,
+    /// Where it was written.
+    pub stream: LogStream,
+    /// The line without its end; bytes that aren't UTF-8 are replaced.
+    pub message: String,
+}
+
+/// Where a line was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// The cause of an engine error, in the adapter's library's words.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why the engine didn't do something.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// It doesn't answer, or broke off.
+    #[error("the container engine did not answer when asked to {operation}")]
+    Unavailable {
+        /// What it was asked.
+        operation: &'static str,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// There is no such container.
+    #[error("the container is gone: {operation}")]
+    ContainerGone {
+        /// What it was asked.
+        operation: &'static str,
+    },
+    /// The registry, or this host, has no such image.
+    #[error("{message}")]
+    ImageNotFound {
+        /// The engine's words.
+        message: String,
+    },
+    /// The registry wants a credential, or refuses it.
+    #[error("{message}")]
+    PullDenied {
+        /// The engine's words.
+        message: String,
+    },
+    /// The registry can't be reached, or broke off.
+    #[error("{message}")]
+    PullFailed {
+        /// The engine's words.
+        message: String,
+    },
+    /// Another container has this name.
+    #[error("the name is taken by another container")]
+    NameTaken,
+    /// A published port is taken.
+    #[error("port {} is taken", port.map_or_else(|| "?".to_owned(), |port| port.to_string()))]
+    PortTaken {
+        /// Which, where the engine says.
+        port: Option<u16>,
+    },
+    /// The disk is full.
+    #[error("no space left on the disk to {operation}")]
+    NoSpace {
+        /// What it was asked.
+        operation: &'static str,
+    },
+    /// The engine won't: the request can't be right as it is.
+    #[error("the container engine refused to {operation}: {message}")]
+    Refused {
+        /// What it was asked.
+        operation: &'static str,
+        /// Its words.
+        message: String,
+    },
+    /// The engine failed.
+    #[error("the container engine failed to {operation}: {message}")]
+    Failed {
+        /// What it was asked.
+        operation: &'static str,
+        /// Its words.
+        message: String,
+    },
+}
+
+/// The host ports a spec insists on.
+pub fn exact_ports(spec: &Spec) -> impl Iterator<Item = (u16, PortProtocol)> + '_ {
+    spec.ports.iter().filter_map(|port| match port.host {
+        HostPort::Exactly(number) => Some((number, port.protocol)),
+        HostPort::Any => None,
+    })
+}

@@ -1,0 +1,367 @@
+//! Docker, through `bollard`: the only place that names it. How requests are made is in [`make`], how answers are read in [`read`], what
+//! errors mean in [`errors`].
+
+mod errors;
+mod make;
+mod read;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder, InspectContainerOptions,
+    InspectNetworkOptions, ListContainersOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder,
+    RemoveContainerOptionsBuilder, RemoveVolumeOptions, RestartContainerOptionsBuilder, StartContainerOptions,
+    StopContainerOptionsBuilder,
+};
+use bollard::{BollardRequest, ClientVersion, Docker};
+use dtma_api::instance::Progress;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use tokio::sync::{Mutex, RwLock};
+
+use self::errors::{is_missing, sort, sort_pull};
+use super::{Container, ContainerId, Engine, EngineError, Image, LogLine, LogOptions, Volumes};
+use crate::instance::{DeploymentId, ImageReference, PortProtocol, Spec};
+
+/// How long Docker may take to begin its answer. Starting a container on a busy disk is the slowest.
+const ANSWER_SECONDS: u64 = 120;
+/// How long a pull may make no progress at all.
+const PULL_IDLE: Duration = Duration::from_secs(120);
+/// Shortest time between two reports of a pull's progress.
+const PROGRESS_PAUSE: Duration = Duration::from_millis(250);
+/// The newest API version whose answers these files were written against.
+const NEWEST_API: (usize, usize) = (1, 45);
+/// How many containers are looked at side by side.
+const INSPECTIONS: usize = 4;
+
+/// A Docker Engine. It need not be there yet: it is connected to when it is needed, and again after it went away.
+#[derive(Debug)]
+pub struct DockerEngine {
+    address: Address,
+    scope: String,
+    session: RwLock<Option<Docker>>,
+    /// The agent's network is known to be there.
+    network_ready: Mutex<bool>,
+}
+
+#[derive(Debug, Clone)]
+enum Address {
+    Unix(String),
+    Http(String),
+}
+
+/// A `DOCKER_HOST` that can't be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("DOCKER_HOST must be unix:///path, tcp://host:port or http://host:port, and is {0:?}")]
+pub struct InvalidDockerHost(String);
+
+impl DockerEngine {
+    /// The engine at `docker_host`, or at `/var/run/docker.sock`. Nothing is connected to yet.
+    ///
+    /// # Errors
+    /// When the address is none.
+    pub fn connect(docker_host: Option<&str>) -> Result<Self, InvalidDockerHost> {
+        let text = docker_host.unwrap_or("unix:///var/run/docker.sock");
+        let address = match text.split_once("://") {
+            Some(("unix", path)) if path.starts_with('/') => Address::Unix(path.to_owned()),
+            Some(("tcp" | "http", host)) if !host.is_empty() => Address::Http(format!("http://{host}")),
+            Some(_) | None => return Err(InvalidDockerHost(text.to_owned())),
+        };
+        Ok(Self { address, scope: "main".to_owned(), session: RwLock::new(None), network_ready: Mutex::new(false) })
+    }
+
+    /// The same engine for an agent of its own: it sees and touches only what it made under the same `scope`, and its network is its own.
+    /// For more than one agent on one host.
+    #[must_use]
+    pub fn scoped(mut self, scope: &str) -> Self {
+        scope.clone_into(&mut self.scope);
+        self
+    }
+
+    /// The connection, made and its API version agreed on when there is none.
+    async fn docker(&self) -> Result<Docker, EngineError> {
+        if let Some(docker) = &*self.session.read().await {
+            return Ok(docker.clone());
+        }
+        self.agree().await.map(|(docker, _)| docker)
+    }
+
+    /// Agrees with the engine on an API version; its own version too. bollard puts no version into its URLs, and what an engine answers
+    /// then changes when it is updated, so the version is put there.
+    async fn agree(&self) -> Result<(Docker, String), EngineError> {
+        const OPERATION: &str = "say its version";
+        let newest = ClientVersion { major_version: NEWEST_API.0, minor_version: NEWEST_API.1 };
+        let docker = match &self.address {
+            Address::Unix(path) => Docker::connect_with_unix(path, ANSWER_SECONDS, &newest),
+            Address::Http(url) => Docker::connect_with_http(url, ANSWER_SECONDS, &newest),
+        };
+        let docker = docker.map_err(|error| sort(OPERATION, error))?;
+        let answer = docker.version().await.map_err(|error| sort(OPERATION, error))?;
+        let parse = |text: Option<&str>| {
+            let (major, minor) = text?.split_once('.')?;
+            Some((major.parse::<usize>().ok()?, minor.parse::<usize>().ok()?))
+        };
+        let newest_there = parse(answer.api_version.as_deref()).unwrap_or(NEWEST_API);
+        let oldest_there = parse(answer.min_api_version.as_deref()).unwrap_or(newest_there);
+        let (major, minor) = NEWEST_API.min(newest_there).max(oldest_there);
+        let docker = docker.with_request_modifier(move |request| versioned(request, major, minor));
+        *self.session.write().await = Some(docker.clone());
+        Ok((docker, answer.version.unwrap_or_default()))
+    }
+
+    fn our_labels(&self) -> Vec<String> {
+        vec![format!("{}=true", make::MANAGED), format!("{}={}", make::SCOPE, self.scope)]
+    }
+
+    /// Sees that the agent's network is there.
+    async fn ensure_network(&self, docker: &Docker) -> Result<(), EngineError> {
+        const OPERATION: &str = "make the agent's network";
+        let mut ready = self.network_ready.lock().await;
+        if *ready {
+            return Ok(());
+        }
+        let name = make::network_name(&self.scope);
+        match docker.inspect_network(&name, None::<InspectNetworkOptions>).await {
+            Ok(network) => {
+                if !network.labels.is_some_and(|labels| labels.contains_key(make::MANAGED)) {
+                    let message = format!("a network called {name} exists that this agent did not make");
+                    return Err(EngineError::Refused { operation: OPERATION, message });
+                }
+            }
+            Err(error) if is_missing(&error) => {
+                docker.create_network(make::network(&self.scope)).await.map_err(|error| sort(OPERATION, error))?;
+            }
+            Err(error) => return Err(sort(OPERATION, error)),
+        }
+        *ready = true;
+        Ok(())
+    }
+}
+
+/// Puts the agreed API version in front of a request's path.
+fn versioned(mut request: BollardRequest, major: usize, minor: usize) -> BollardRequest {
+    let mut parts = request.uri().clone().into_parts();
+    let path = parts.path_and_query.as_ref().map_or("/", |path| path.as_str());
+    if let Ok(path) = format!("/v{major}.{minor}{path}").parse() {
+        parts.path_and_query = Some(path);
+        if let Ok(uri) = hyper::Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+        }
+    }
+    request
+}
+
+#[async_trait]
+impl Engine for DockerEngine {
+    async fn version(&self) -> Result<String, EngineError> {
+        *self.network_ready.lock().await = false;
+        self.agree().await.map(|(_, version)| version)
+    }
+
+    async fn list(&self) -> Result<Vec<Container>, EngineError> {
+        let docker = self.docker().await?;
+        let filters = HashMap::from([("label".to_owned(), self.our_labels())]);
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
+        let found = docker.list_containers(Some(options)).await.map_err(|error| sort("list containers", error))?;
+        // The list says neither when a container started nor how often it was restarted.
+        stream::iter(found.into_iter().filter_map(|summary| summary.id).map(|id| ContainerId(id)))
+            .map(|id| async move { self.inspect(&id).await })
+            .buffer_unordered(INSPECTIONS)
+            .try_filter_map(|container| std::future::ready(Ok(container)))
+            .try_collect()
+            .await
+    }
+
+    async fn inspect(&self, id: &ContainerId) -> Result<Option<Container>, EngineError> {
+        let docker = self.docker().await?;
+        match docker.inspect_container(id.as_str(), None::<InspectContainerOptions>).await {
+            Ok(answer) => Ok(Some(read::container(answer, &make::network_name(&self.scope)))),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(sort("inspect a container", error)),
+        }
+    }
+
+    async fn image(&self, image: &ImageReference) -> Result<Option<Image>, EngineError> {
+        match self.docker().await?.inspect_image(image.as_str()).await {
+            Ok(answer) => Ok(Some(read::image(&answer, image))),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(sort("inspect an image", error)),
+        }
+    }
+
+    async fn pull(
+        &self,
+        image: &ImageReference,
+        progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<(), EngineError> {
+        let docker = self.docker().await?;
+        let (name, version) = image.split();
+        let options = CreateImageOptionsBuilder::new().from_image(name).tag(version).build();
+        let mut answers = docker.create_image(Some(options), None, None);
+        let mut layers = read::Layers::default();
+        let mut told = None;
+        loop {
+            let next = tokio::time::timeout(PULL_IDLE, answers.next()).await.map_err(|_| {
+                let seconds = PULL_IDLE.as_secs();
+                EngineError::PullFailed { message: format!("the registry sent nothing for {seconds} s") }
+            })?;
+            let Some(answer) = next else { return Ok(()) };
+            layers.take(answer.map_err(sort_pull)?);
+            let now = tokio::time::Instant::now();
+            if told.is_none_or(|at| now.duration_since(at) >= PROGRESS_PAUSE)
+                && let Some(sum) = layers.progress()
+            {
+                told = Some(now);
+                progress(sum);
+            }
+        }
+    }
+
+    async fn create(&self, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError> {
+        let docker = self.docker().await?;
+        self.ensure_network(&docker).await?;
+        let options = CreateContainerOptionsBuilder::new().name(spec.name.as_str()).build();
+        let body = make::container(spec, *deployment, &self.scope);
+        match docker.create_container(Some(options), body).await {
+            Ok(answer) => Ok(ContainerId(answer.id)),
+            Err(error) => {
+                let missing = is_missing(&error);
+                let error = sort("create the container", error);
+                Err(match error {
+                    EngineError::ContainerGone { operation } if missing => {
+                        EngineError::ImageNotFound { message: format!("it went away before Docker could {operation}") }
+                    }
+                    error => error,
+                })
+            }
+        }
+    }
+
+    async fn start(&self, id: &ContainerId) -> Result<(), EngineError> {
+        const OPERATION: &str = "start the container";
+        let docker = self.docker().await?;
+        match docker.start_container(id.as_str(), None::<StartContainerOptions>).await {
+            Ok(()) => Ok(()),
+            // Somebody removed the network under us; the container's endpoint is made anew on the new one.
+            Err(error) if errors::is_missing_network(&error) => {
+                *self.network_ready.lock().await = false;
+                self.ensure_network(&docker).await?;
+                let again = docker.start_container(id.as_str(), None::<StartContainerOptions>).await;
+                again.map_err(|error| sort(OPERATION, error))
+            }
+            Err(error) => Err(sort(OPERATION, error)),
+        }
+    }
+
+    async fn stop(&self, id: &ContainerId, grace_seconds: u32) -> Result<(), EngineError> {
+        let grace = i32::try_from(grace_seconds).unwrap_or(i32::MAX);
+        let options = StopContainerOptionsBuilder::new().t(grace).build();
+        match self.docker().await?.stop_container(id.as_str(), Some(options)).await {
+            Ok(()) => Ok(()),
+            Err(error) if is_missing(&error) => Ok(()),
+            Err(error) => Err(sort("stop the container", error)),
+        }
+    }
+
+    async fn restart(&self, id: &ContainerId, grace_seconds: u32) -> Result<(), EngineError> {
+        let grace = i32::try_from(grace_seconds).unwrap_or(i32::MAX);
+        let options = RestartContainerOptionsBuilder::new().t(grace).build();
+        let answer = self.docker().await?.restart_container(id.as_str(), Some(options)).await;
+        answer.map_err(|error| sort("restart the container", error))
+    }
+
+    async fn remove(&self, id: &ContainerId) -> Result<(), EngineError> {
+        let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+        match self.docker().await?.remove_container(id.as_str(), Some(options)).await {
+            Ok(()) => Ok(()),
+            Err(error) if is_missing(&error) || errors::is_being_removed(&error) => Ok(()),
+            Err(error) => Err(sort("remove the container", error)),
+        }
+    }
+
+    async fn remove_volumes(&self, which: &Volumes) -> Result<(), EngineError> {
+        let docker = self.docker().await?;
+        let mut labels = self.our_labels();
+        labels.push(match which {
+            Volumes::OfInstance(name) => format!("{}={name}", make::INSTANCE),
+            Volumes::OfDeployment(deployment) => format!("{}={}", make::DEPLOYMENT, deployment.0),
+        });
+        let options = ListVolumesOptionsBuilder::new().filters(&HashMap::from([("label".to_owned(), labels)])).build();
+        let found = docker.list_volumes(Some(options)).await.map_err(|error| sort("list volumes", error))?;
+        for volume in found.volumes.unwrap_or_default() {
+            match docker.remove_volume(&volume.name, None::<RemoveVolumeOptions>).await {
+                Ok(()) => {}
+                Err(error) if is_missing(&error) => {}
+                Err(error) => return Err(sort("remove a volume", error)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn port_holder(&self, port: u16, protocol: PortProtocol) -> Result<Option<String>, EngineError> {
+        // Only running containers hold ports, and those are what is listed without `all`.
+        let found = self
+            .docker()
+            .await?
+            .list_containers(Some(ListContainersOptionsBuilder::new().build()))
+            .await
+            .map_err(|error| sort("list containers", error))?;
+        Ok(found.into_iter().find(|summary| read::publishes(summary, port, protocol)).and_then(read::name))
+    }
+
+    async fn environment(&self, id: &ContainerId) -> Result<Vec<(String, String)>, EngineError> {
+        let answer = self.docker().await?.inspect_container(id.as_str(), None::<InspectContainerOptions>).await;
+        let answer = answer.map_err(|error| sort("inspect a container", error))?;
+        let variables = answer.config.and_then(|config| config.env).unwrap_or_default();
+        let pairs = variables.iter().filter_map(|variable| variable.split_once('='));
+        Ok(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+    }
+
+    fn changes(&self) -> BoxStream<'static, Result<(), EngineError>> {
+        const OPERATION: &str = "report changes";
+        let session = match self.session.try_read() {
+            Ok(session) => session.clone(),
+            Err(_) => None,
+        };
+        let Some(docker) = session else { return stream::empty().boxed() };
+        let kinds = ["create", "start", "die", "destroy", "pause", "unpause", "rename", "update", "oom"];
+        let filters = HashMap::from([
+            ("type".to_owned(), vec!["container".to_owned()]),
+            ("label".to_owned(), self.our_labels()),
+            ("event".to_owned(), kinds.map(str::to_owned).to_vec()),
+        ]);
+        // From a little earlier, so that nothing falls between the last look and this.
+        let since = jiff::Timestamp::now().as_second().saturating_sub(2).to_string();
+        let options = EventsOptionsBuilder::new().since(&since).filters(&filters).build();
+        docker.events(Some(options)).map(|event| event.map(|_| ()).map_err(|error| sort(OPERATION, error))).boxed()
+    }
+
+    fn logs(&self, id: &ContainerId, options: LogOptions) -> BoxStream<'static, Result<LogLine, EngineError>> {
+        const OPERATION: &str = "read logs";
+        let session = match self.session.try_read() {
+            Ok(session) => session.clone(),
+            Err(_) => None,
+        };
+        let Some(docker) = session else {
+            let source = "there is no connection to Docker".into();
+            return stream::iter([Err(EngineError::Unavailable { operation: OPERATION, source })]).boxed();
+        };
+        let mut query = LogsOptionsBuilder::new().stdout(true).stderr(true).timestamps(true).follow(options.follow);
+        if let Some(tail) = options.tail {
+            query = query.tail(&tail.to_string());
+        }
+        // Docker takes whole seconds here; the rest is sorted out line by line.
+        if let Some(since) = options.since.and_then(|since| i32::try_from(since.as_second()).ok()) {
+            query = query.since(since);
+        }
+        let lines = docker.logs(id.as_str(), Some(query.build()));
+        lines
+            .map(|output| output.map(read::line).map_err(|error| sort(OPERATION, error)))
+            .try_filter(move |line| {
+                std::future::ready(options.since.is_none_or(|since| line.at.is_none_or(|at| at >= since)))
+            })
+            .boxed()
+    }
+}

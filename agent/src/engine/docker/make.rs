@@ -1,0 +1,215 @@
+//! What Docker is asked for.
+
+use std::collections::HashMap;
+
+use bollard::models::{
+    ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountType, MountVolumeOptions, NetworkCreateRequest,
+    PortBinding, RestartPolicy as DockerRestartPolicy, RestartPolicyNameEnum,
+};
+use dtma_api::instance::Transport;
+
+use crate::instance::{DeploymentId, Environment, HostPort, RestartPolicy, Spec, Volume};
+
+/// Label of everything the agent makes: `true`.
+pub(super) const MANAGED: &str = "dtma.managed";
+/// Label telling agents on one host apart.
+pub(super) const SCOPE: &str = "dtma.scope";
+/// Label: name of the instance.
+pub(super) const INSTANCE: &str = "dtma.instance";
+/// Label: the backend's id.
+const ACCOUNT_TOOL_INSTANCE_ID: &str = "dtma.account-tool-instance-id";
+/// Label: which deploy made it.
+pub(super) const DEPLOYMENT: &str = "dtma.deployment";
+/// Label: hash of the spec.
+pub(super) const SPEC_HASH: &str = "dtma.spec-hash";
+/// Label: the spec as JSON, environment values left out.
+pub(super) const SPEC: &str = "dtma.spec";
+
+/// Size at which a container's log file is turned over.
+const LOG_SIZE: &str = "10m";
+/// How many log files are kept.
+const LOG_FILES: &str = "3";
+
+/// The network all instances of one agent are on.
+pub(super) fn network_name(scope: &str) -> String {
+    if scope == "main" { "dtma".to_owned() } else { format!("dtma-{scope}") }
+}
+
+fn volume_name(spec: &Spec, volume: &Volume, scope: &str) -> String {
+    // A volume's own name has no dot in it, so two instances can't get the same.
+    format!("{}.{}.{}", network_name(scope), spec.name, volume.name)
+}
+
+/// A network whose members reach the world and the agent, and not each other.
+pub(super) fn network(scope: &str) -> NetworkCreateRequest {
+    NetworkCreateRequest {
+        name: network_name(scope),
+        driver: Some("bridge".to_owned()),
+        options: Some(HashMap::from([("com.docker.network.bridge.enable_icc".to_owned(), "false".to_owned())])),
+        labels: Some(HashMap::from([(MANAGED.to_owned(), "true".to_owned()), (SCOPE.to_owned(), scope.to_owned())])),
+        ..NetworkCreateRequest::default()
+    }
+}
+
+fn labels(spec: &Spec, deployment: DeploymentId, scope: &str) -> HashMap<String, String> {
+    let mut told = spec.clone();
+    let names = told.process.environment.0.into_keys();
+    told.process.environment = Environment(names.map(|name| (name, String::new())).collect());
+    // Serialising a spec can't fail; an empty label would only mean that a lost ledger can't be put together from it.
+    let json = serde_json::to_string(&told).unwrap_or_default();
+    let own = [
+        (MANAGED, "true".to_owned()),
+        (SCOPE, scope.to_owned()),
+        (INSTANCE, spec.name.to_string()),
+        (ACCOUNT_TOOL_INSTANCE_ID, spec.account_tool_instance_id.to_string()),
+        (DEPLOYMENT, deployment.0.to_string()),
+        (SPEC_HASH, spec.hash().as_str().to_owned()),
+        (SPEC, json),
+    ];
+    let callers = spec.labels.iter().map(|(key, value)| (key.clone(), value.clone()));
+    callers.chain(own.map(|(key, value)| (key.to_owned(), value))).collect()
+}
+
+/// The container of an instance.
+pub(super) fn container(spec: &Spec, deployment: DeploymentId, scope: &str) -> ContainerCreateBody {
+    let process = &spec.process;
+    let variables = process.environment.0.iter().map(|(name, value)| format!("{name}={value}"));
+    let stdio = spec.mcp.as_ref().is_some_and(|mcp| mcp.transport == Transport::Stdio);
+    let ports: Vec<String> =
+        spec.ports.iter().map(|port| format!("{}/{}", port.container, port.protocol.as_str())).collect();
+    ContainerCreateBody {
+        image: Some(spec.image.to_string()),
+        env: Some(variables.collect()),
+        entrypoint: process.entrypoint.clone(),
+        cmd: process.command.clone(),
+        working_dir: process.working_dir.clone(),
+        user: process.user.clone(),
+        labels: Some(labels(spec, deployment, scope)),
+        // Without this a port binding publishes nothing.
+        exposed_ports: Some(ports).filter(|ports| !ports.is_empty()),
+        // A stdio server ends as soon as its standard input does.
+        open_stdin: Some(stdio),
+        host_config: Some(host_config(spec, deployment, scope)),
+        ..ContainerCreateBody::default()
+    }
+}
+
+fn host_config(spec: &Spec, deployment: DeploymentId, scope: &str) -> HostConfig {
+    let limits = spec.limits;
+    let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    let mut bindings: HashMap<String, Option<Vec<PortBinding>>> = HashMap::new();
+    for port in &spec.ports {
+        let binding = PortBinding {
+            host_ip: Some(spec.publish_on.to_string()),
+            host_port: Some(match port.host {
+                HostPort::Exactly(number) => number.to_string(),
+                HostPort::Any => String::new(),
+            }),
+        };
+        let key = format!("{}/{}", port.container, port.protocol.as_str());
+        bindings.entry(key).or_default().get_or_insert_default().push(binding);
+    }
+    let volume_labels = HashMap::from([
+        (MANAGED.to_owned(), "true".to_owned()),
+        (SCOPE.to_owned(), scope.to_owned()),
+        (INSTANCE.to_owned(), spec.name.to_string()),
+        (DEPLOYMENT.to_owned(), deployment.0.to_string()),
+    ]);
+    let mounts = spec.volumes.iter().map(|volume| Mount {
+        target: Some(volume.path.clone()),
+        source: Some(volume_name(spec, volume, scope)),
+        typ: Some(MountType::VOLUME),
+        // Docker gives these only to a volume it makes here; one that was there keeps those of the deploy that made it.
+        volume_options: Some(MountVolumeOptions { labels: Some(volume_labels.clone()), ..Default::default() }),
+        ..Mount::default()
+    });
+    let sandbox = &spec.sandbox;
+    HostConfig {
+        network_mode: Some(network_name(scope)),
+        port_bindings: Some(bindings).filter(|bindings| !bindings.is_empty()),
+        mounts: Some(mounts.collect::<Vec<_>>()).filter(|mounts| !mounts.is_empty()),
+        restart_policy: Some(restart_policy(spec.restart)),
+        memory: Some(signed(limits.memory_bytes)),
+        // The same as `memory`: no swap on top, or a leaking server would slow the whole droplet down before it is ended.
+        memory_swap: Some(signed(limits.memory_bytes)),
+        nano_cpus: Some(signed(limits.nano_cpus)),
+        pids_limit: Some(i64::from(limits.pids)),
+        // Passes signals on, so that a server without a handler for SIGTERM stops at once, and reaps what it leaves.
+        init: Some(true),
+        security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        cap_add: Some(sandbox.capabilities.iter().map(|capability| capability.as_str().to_owned()).collect()),
+        readonly_rootfs: Some(sandbox.read_only_root),
+        tmpfs: Some(sandbox.tmpfs.iter().map(|(path, options)| (path.clone(), options.clone())).collect()),
+        shm_size: sandbox.shm_bytes.map(signed),
+        log_config: Some(HostConfigLogConfig {
+            typ: Some("json-file".to_owned()),
+            config: Some(HashMap::from([
+                ("max-size".to_owned(), LOG_SIZE.to_owned()),
+                ("max-file".to_owned(), LOG_FILES.to_owned()),
+            ])),
+        }),
+        ..HostConfig::default()
+    }
+}
+
+fn restart_policy(policy: RestartPolicy) -> DockerRestartPolicy {
+    let (name, retries) = match policy {
+        RestartPolicy::UnlessStopped => (RestartPolicyNameEnum::UNLESS_STOPPED, None),
+        RestartPolicy::OnFailure { max_retries } => (RestartPolicyNameEnum::ON_FAILURE, Some(i64::from(max_retries))),
+        RestartPolicy::Never => (RestartPolicyNameEnum::NO, None),
+    };
+    DockerRestartPolicy { name: Some(name), maximum_retry_count: retries }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::instance::spec::examples;
+
+    fn made(spec: &Spec) -> ContainerCreateBody {
+        container(spec, DeploymentId(uuid::Uuid::nil()), "main")
+    }
+
+    #[test]
+    fn every_container_is_shut_in_whatever_was_asked() {
+        let host = made(&examples::spec("one")).host_config.unwrap();
+        assert_eq!(host.cap_drop.unwrap(), ["ALL"]);
+        assert_eq!(host.security_opt.unwrap(), ["no-new-privileges:true"]);
+        assert_eq!(host.init, Some(true));
+        assert_eq!(host.pids_limit, Some(256));
+        assert_eq!((host.memory, host.memory_swap), (Some(536_870_912), Some(536_870_912)));
+        assert_eq!(host.nano_cpus, Some(1_000_000_000));
+        assert_eq!(host.network_mode.as_deref(), Some("dtma"));
+        assert_eq!(host.log_config.unwrap().config.unwrap().get("max-size").map(String::as_str), Some("10m"));
+        assert_eq!((host.binds, host.privileged, host.port_bindings), (None, None, None));
+    }
+
+    #[test]
+    fn labels_hold_names_of_environment_variables_and_never_their_values() {
+        let mut spec = examples::spec("one");
+        spec.process.environment.0.insert("TOKEN".into(), "hunter2".into());
+        let body = made(&spec);
+        let labels = body.labels.unwrap();
+        assert!(!format!("{labels:?}").contains("hunter2"));
+        let told: Spec = serde_json::from_str(&labels[SPEC]).unwrap();
+        assert_eq!(told.process.environment.0.get("TOKEN").map(String::as_str), Some(""));
+        assert_eq!(labels[SPEC_HASH], spec.hash().as_str());
+        assert_eq!(body.env.unwrap(), ["TOKEN=hunter2"]);
+    }
+
+    #[test]
+    fn a_published_port_is_exposed_and_bound_to_loopback() {
+        let mut spec = examples::spec("one");
+        let protocol = crate::instance::PortProtocol::Tcp;
+        spec.ports.push(crate::instance::Port { container: 80, protocol, host: HostPort::Exactly(8081) });
+        spec.ports.push(crate::instance::Port { container: 81, protocol, host: HostPort::Any });
+        let body = made(&spec);
+        assert_eq!(body.exposed_ports.unwrap(), ["80/tcp", "81/tcp"]);
+        let bindings = body.host_config.unwrap().port_bindings.unwrap();
+        let binding = |key: &str| bindings[key].as_ref().unwrap()[0].clone();
+        assert_eq!(binding("80/tcp").host_ip.as_deref(), Some("127.0.0.1"));
+        assert_eq!(binding("80/tcp").host_port.as_deref(), Some("8081"));
+        assert_eq!(binding("81/tcp").host_port.as_deref(), Some(""));
+    }
+}

@@ -1,0 +1,198 @@
+//! What Docker answers, in the agent's own words. Docker's answers are read leniently: what is absent is as if it were empty.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use bollard::container::LogOutput;
+use bollard::models::{
+    ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, ContainerSummary, CreateImageInfo,
+    ImageInspect, NetworkSettings, PortSummaryTypeEnum,
+};
+use dtma_api::instance::{PortView, Progress};
+use jiff::Timestamp;
+
+use super::make;
+use crate::engine::{Condition, Container, ContainerId, Exit, Image, LogLine, LogStream};
+use crate::instance::{DeploymentId, ImageReference, PortProtocol, SpecHash};
+
+/// A container; `network` is the one its address is read from.
+pub(super) fn container(answer: ContainerInspectResponse, network: &str) -> Container {
+    let mut labels = answer.config.and_then(|config| config.labels).unwrap_or_default();
+    let mut label = |name: &str| labels.remove(name).unwrap_or_default();
+    let settings = answer.network_settings;
+    Container {
+        id: ContainerId(answer.id.unwrap_or_default()),
+        name: answer.name.as_deref().unwrap_or_default().trim_start_matches('/').to_owned(),
+        instance: label(make::INSTANCE).parse().ok(),
+        spec_hash: SpecHash::from_label(&label(make::SPEC_HASH)),
+        spec_label: label(make::SPEC),
+        deployment: label(make::DEPLOYMENT).parse().ok().map(DeploymentId),
+        created: answer.created.and_then(|text| text.parse::<Timestamp>().ok()).map_or(0, Timestamp::as_second),
+        condition: condition(answer.state.unwrap_or_default()),
+        restart_count: answer.restart_count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0),
+        address: settings.as_ref().and_then(|settings| address(settings, network)),
+        ports: settings.map(ports).unwrap_or_default(),
+    }
+}
+
+fn condition(state: ContainerState) -> Condition {
+    let exit = Exit {
+        code: state.exit_code.unwrap_or(0),
+        out_of_memory: state.oom_killed.unwrap_or(false),
+        error: state.error.unwrap_or_default(),
+    };
+    let since = state.started_at.and_then(|text| text.parse().ok()).unwrap_or(Timestamp::UNIX_EPOCH);
+    match state.status.unwrap_or(ContainerStateStatusEnum::EMPTY) {
+        ContainerStateStatusEnum::CREATED => Condition::Created,
+        ContainerStateStatusEnum::RUNNING | ContainerStateStatusEnum::STOPPING => Condition::Running { since },
+        ContainerStateStatusEnum::PAUSED => Condition::Paused,
+        ContainerStateStatusEnum::RESTARTING => Condition::Restarting(exit),
+        ContainerStateStatusEnum::REMOVING => Condition::Removing,
+        ContainerStateStatusEnum::EXITED => Condition::Exited(exit),
+        ContainerStateStatusEnum::DEAD => Condition::Dead,
+        ContainerStateStatusEnum::EMPTY => Condition::Dead,
+    }
+}
+
+fn address(settings: &NetworkSettings, network: &str) -> Option<IpAddr> {
+    settings.networks.as_ref()?.get(network)?.ip_address.as_deref()?.parse().ok()
+}
+
+fn ports(settings: NetworkSettings) -> Vec<PortView> {
+    let mut ports: Vec<PortView> = settings
+        .ports
+        .unwrap_or_default()
+        .into_iter()
+        .flat_map(|(key, bindings)| {
+            let (number, protocol) =
+                key.split_once('/').map_or((key.as_str(), "tcp"), |(number, protocol)| (number, protocol));
+            let (number, protocol) = (number.parse::<u16>().ok(), protocol.to_owned());
+            bindings.unwrap_or_default().into_iter().filter_map(move |binding| {
+                Some(PortView {
+                    ip: binding.host_ip.unwrap_or_default(),
+                    private_port: number?,
+                    public_port: binding.host_port?.parse().ok()?,
+                    protocol: protocol.clone(),
+                })
+            })
+        })
+        .collect();
+    ports.sort_by(|a, b| {
+        (a.private_port, &a.protocol, a.public_port).cmp(&(b.private_port, &b.protocol, b.public_port))
+    });
+    ports
+}
+
+/// An image; its digest is the one under the name it was asked for.
+pub(super) fn image(answer: &ImageInspect, asked: &ImageReference) -> Image {
+    let (name, _) = asked.split();
+    let digests = answer.repo_digests.as_deref().unwrap_or_default();
+    let split = || digests.iter().filter_map(|text| text.split_once('@'));
+    let same_name = split().find(|(repository, _)| *repository == name || repository.ends_with(&format!("/{name}")));
+    Image { digest: same_name.or_else(|| split().next()).map(|(_, digest)| digest.to_owned()) }
+}
+
+/// Whether a container publishes this port on the host.
+pub(super) fn publishes(summary: &ContainerSummary, port: u16, protocol: PortProtocol) -> bool {
+    let wanted = match protocol {
+        PortProtocol::Tcp => PortSummaryTypeEnum::TCP,
+        PortProtocol::Udp => PortSummaryTypeEnum::UDP,
+    };
+    summary.ports.iter().flatten().any(|held| held.public_port == Some(port) && held.typ == Some(wanted))
+}
+
+/// A listed container's name.
+pub(super) fn name(summary: ContainerSummary) -> Option<String> {
+    let name = summary.names?.into_iter().next()?;
+    Some(name.trim_start_matches('/').to_owned())
+}
+
+/// One line of output, which Docker puts a time in front of.
+pub(super) fn line(output: LogOutput) -> LogLine {
+    let stream = match &output {
+        LogOutput::StdErr { .. } => LogStream::Stderr,
+        LogOutput::StdOut { .. } | LogOutput::StdIn { .. } | LogOutput::Console { .. } => LogStream::Stdout,
+    };
+    let bytes = output.into_bytes();
+    let text = String::from_utf8_lossy(&bytes);
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    let (at, message) = match text.split_once(' ').map(|(at, message)| (at.parse::<Timestamp>(), message)) {
+        Some((Ok(at), message)) => (Some(at), message),
+        Some((Err(_), _)) | None => match text.parse::<Timestamp>() {
+            Ok(at) => (Some(at), ""),
+            Err(_) => (None, text),
+        },
+    };
+    LogLine { at, stream, message: message.to_owned() }
+}
+
+/// The layers of an image being pulled: bytes there, and bytes in all.
+#[derive(Debug, Default)]
+pub(super) struct Layers {
+    layers: HashMap<String, (u64, u64)>,
+}
+
+impl Layers {
+    /// Takes note of one line of a pull's answer.
+    pub(super) fn take(&mut self, answer: CreateImageInfo) {
+        let Some(id) = answer.id else { return };
+        let bytes = |count: Option<i64>| count.and_then(|count| u64::try_from(count).ok());
+        match answer.status.as_deref() {
+            Some("Downloading") => {
+                let Some(detail) = answer.progress_detail else { return };
+                if let (Some(current), Some(total)) = (bytes(detail.current), bytes(detail.total)) {
+                    self.layers.insert(id, (current.min(total), total));
+                }
+            }
+            Some("Download complete" | "Pull complete") => {
+                if let Some((current, total)) = self.layers.get_mut(&id) {
+                    *current = *total;
+                }
+            }
+            Some(_) | None => {}
+        }
+    }
+
+    /// How far the pull is, once the size of a layer is known.
+    pub(super) fn progress(&self) -> Option<Progress> {
+        if self.layers.is_empty() {
+            return None;
+        }
+        let sum = |of: fn(&(u64, u64)) -> u64| self.layers.values().map(of).fold(0, u64::saturating_add);
+        Some(Progress { current_bytes: sum(|layer| layer.0), total_bytes: sum(|layer| layer.1) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_loses_its_time_and_nothing_else() {
+        let stderr = |text: &str| line(LogOutput::StdErr { message: text.to_owned().into() });
+        let read = stderr("2026-01-02T03:04:05.123456789Z  two spaces \n");
+        assert_eq!((read.message.as_str(), read.stream), (" two spaces ", LogStream::Stderr));
+        assert_eq!(read.at.unwrap().as_nanosecond() % 1_000_000_000, 123_456_789);
+        assert_eq!(stderr("2026-01-02T03:04:05Z \r\n").message, "");
+        assert_eq!(stderr("no time here").message, "no time here");
+    }
+
+    #[test]
+    fn progress_never_passes_the_whole() {
+        let report = |status: &str, current: i64, total: i64| CreateImageInfo {
+            id: Some("layer".into()),
+            status: Some(status.into()),
+            progress_detail: Some(bollard::models::ProgressDetail { current: Some(current), total: Some(total) }),
+            ..CreateImageInfo::default()
+        };
+        let mut layers = Layers::default();
+        assert_eq!(layers.progress(), None);
+        layers.take(report("Downloading", 5, 10));
+        layers.take(report("Extracting", 1, 10));
+        assert_eq!(layers.progress(), Some(Progress { current_bytes: 5, total_bytes: 10 }));
+        layers.take(report("Downloading", 12, 10));
+        layers.take(report("Pull complete", 0, 0));
+        assert_eq!(layers.progress(), Some(Progress { current_bytes: 10, total_bytes: 10 }));
+    }
+}

@@ -1,0 +1,75 @@
+//! Which status and code each failure of an instance is answered with.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use dtma_api::InstanceName;
+use serde_json::json;
+
+use super::super::error::ApiError;
+use crate::instance::{Failure, FailureKind};
+use crate::reconcile::Rejection;
+use crate::store::ledger::LedgerError;
+
+pub(super) fn not_found(name: &InstanceName) -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "instance_not_found", format!("there is no instance called {name}"))
+}
+
+/// The answer to a request that was not carried out.
+pub(super) fn rejected(rejection: Rejection) -> ApiError {
+    let message = rejection.to_string();
+    let conflict = |code| ApiError::new(StatusCode::CONFLICT, code, message.clone());
+    match rejection {
+        Rejection::NotFound(name) => not_found(&name),
+        Rejection::Exists(name) => {
+            let details = json!({ "instance_name_on_toolbox": name, "update_with": format!("PUT /tools/{name}") });
+            conflict("instance_exists").with_details(details)
+        }
+        Rejection::IdTaken { holder, .. } => {
+            conflict("instance_exists").with_details(json!({ "instance_name_on_toolbox": holder }))
+        }
+        Rejection::PortTaken { port, holder } => {
+            conflict("port_conflict").with_details(json!({ "port": port, "holder": holder }))
+        }
+        Rejection::BeingRemoved(_) => conflict("busy").with_header(header::RETRY_AFTER, HeaderValue::from_static("1")),
+        Rejection::Superseded(_) => conflict("superseded"),
+        Rejection::EngineUnavailable => {
+            let error = "the Docker Engine on the droplet does not answer; GET /ready tells when it does";
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "docker_unavailable", error)
+                .with_header(header::RETRY_AFTER, HeaderValue::from_static("5"))
+        }
+        Rejection::Ledger(LedgerError::NoSpace) => {
+            let error = "the droplet's disk is full: the request could not be recorded, and nothing was changed";
+            ApiError::new(StatusCode::INSUFFICIENT_STORAGE, "no_space", error)
+        }
+        Rejection::Ledger(LedgerError::Read { .. } | LedgerError::SetAside { .. } | LedgerError::Write(_)) => {
+            let error = "the request could not be recorded, and nothing was changed; GET /ready has the reason";
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "ledger_unwritable", error)
+        }
+        Rejection::Failed(failure) => failed(failure),
+    }
+}
+
+fn failed(failure: Failure) -> ApiError {
+    let Failure { kind, message, log } = failure;
+    let answer = |status, code| ApiError::new(status, code, message.clone());
+    let unprocessable = StatusCode::UNPROCESSABLE_ENTITY;
+    match kind {
+        FailureKind::ImageNotFound => answer(StatusCode::NOT_FOUND, "image_not_found"),
+        FailureKind::PullDenied => answer(unprocessable, "pull_denied"),
+        // The registry was named by the caller, so what it said is the caller's to know.
+        FailureKind::PullFailed => answer(StatusCode::BAD_GATEWAY, "pull_failed"),
+        FailureKind::NameConflict => answer(StatusCode::CONFLICT, "name_conflict"),
+        FailureKind::PortConflict { holder } => {
+            answer(StatusCode::CONFLICT, "port_conflict").with_details(json!({ "holder": holder }))
+        }
+        FailureKind::Refused => answer(unprocessable, "container_refused"),
+        FailureKind::Exited { code } => {
+            answer(unprocessable, "exited").with_details(json!({ "exit_code": code, "log": log }))
+        }
+        FailureKind::NotAnswering => answer(unprocessable, "not_answering").with_details(json!({ "log": log })),
+        FailureKind::NoSpace => answer(StatusCode::INSUFFICIENT_STORAGE, "no_space"),
+        FailureKind::EngineFailed => {
+            let error = "the Docker Engine failed; GET /tools/{ref}/events has what it said";
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "docker_failed", error)
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! `GET /tools/{ref}/logs`: JSON lines, or server-sent events with `follow`.
+
+use std::convert::Infallible;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::{Stream, StreamExt as _};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::super::App;
+use super::super::error::ApiError;
+use super::params::{Named, Parameters};
+use crate::engine::{EngineError, LogLine, LogOptions, LogStream};
+
+/// Lines given when the caller says neither `tail` nor `since`.
+const DEFAULT_TAIL: u32 = 1000;
+
+/// One line of output on the wire.
+#[derive(Serialize)]
+struct Line {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timestamp: Option<Timestamp>,
+    stream: LogStream,
+    message: String,
+}
+
+/// The last line of an answer that broke off.
+#[derive(Serialize)]
+struct BrokenOff {
+    error: &'static str,
+}
+
+pub(super) async fn logs(
+    State(app): State<App>,
+    Named(name): Named,
+    parameters: Parameters,
+) -> Result<Response, ApiError> {
+    let since = parameters.time("since")?;
+    let asked = parameters.count("tail")?;
+    let tail = if since.is_none() && !parameters.has("tail") { Some(DEFAULT_TAIL) } else { asked };
+    let follow = parameters.flag("follow")?;
+    let timestamps = parameters.flag_or("timestamps", true)?;
+    let parts = app.parts();
+    let mut lines = parts.instances.logs(&name, LogOptions { tail, since, follow }).peekable();
+    if !follow {
+        // A failure that shows before the first line can still be answered as one. With `follow` the first line may be hours away.
+        if let Some(Err(error)) = std::pin::Pin::new(&mut lines).peek().await {
+            return Err(failed(error));
+        }
+        return Ok(json_lines(lines, timestamps));
+    }
+    let ended = parts.shutdown.clone().cancelled_owned();
+    let events = lines.take_until(ended).map(move |line| {
+        let event = match line {
+            Ok(line) => Event::default().json_data(shown(line, timestamps)),
+            Err(_) => Event::default().event("error").json_data(BROKEN_OFF),
+        };
+        Ok::<_, Infallible>(event.unwrap_or_default())
+    });
+    Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response())
+}
+
+const BROKEN_OFF: BrokenOff = BrokenOff { error: "the log broke off" };
+
+fn shown(line: LogLine, timestamps: bool) -> Line {
+    Line { timestamp: line.at.filter(|_| timestamps), stream: line.stream, message: line.message }
+}
+
+fn json_lines(lines: impl Stream<Item = Result<LogLine, EngineError>> + Send + 'static, timestamps: bool) -> Response {
+    let bytes = lines.map(move |line| {
+        let json = match line {
+            Ok(line) => serde_json::to_vec(&shown(line, timestamps)),
+            Err(_) => serde_json::to_vec(&BROKEN_OFF),
+        };
+        json.map(|mut bytes| {
+            bytes.push(b'\n');
+            bytes
+        })
+    });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(bytes)).into_response()
+}
+
+fn failed(error: &EngineError) -> ApiError {
+    tracing::warn!(error = error as &dyn std::error::Error, "logs could not be read");
+    match error {
+        EngineError::Unavailable { .. } => {
+            let error = "the Docker Engine on the droplet does not answer";
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "docker_unavailable", error)
+        }
+        EngineError::ContainerGone { .. } => {
+            ApiError::new(StatusCode::CONFLICT, "busy", "the instance's container was just removed; try again")
+        }
+        EngineError::ImageNotFound { .. }
+        | EngineError::PullDenied { .. }
+        | EngineError::PullFailed { .. }
+        | EngineError::NameTaken
+        | EngineError::PortTaken { .. }
+        | EngineError::NoSpace { .. }
+        | EngineError::Refused { .. }
+        | EngineError::Failed { .. } => {
+            let error = "the Docker Engine could not read the instance's log";
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "docker_failed", error)
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The domain: what an instance is asked to be, what a caller may call it by, and where it stands.
+//!
+//! Owns validation, intent and the state machine. Must not do I/O or read a clock.
+
+pub mod intent;
+pub mod reference;
+pub mod spec;
+pub mod state;
+pub mod validate;
+
+pub use intent::{Departure, DeploymentId, Failure, FailureKind, Intent};
+pub use reference::{Reference, Unresolved};
+pub use spec::{
+    Capability, Environment, HostPort, ImageReference, Limits, McpServer, Port, PortProtocol, Process, RestartPolicy,
+    Sandbox, Spec, SpecHash, Volume,
+};
+pub use state::State;
+pub use validate::{Policy, Refusal, validate};

@@ -1,0 +1,295 @@
+//! Acting: which jobs to start and to call off, and what follows when one ends.
+
+use std::sync::Arc;
+
+use dtma_api::InstanceName;
+use dtma_api::instance::Health;
+use tokio::task::JoinError;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::handle::with_entry;
+use super::plan::{self, Goal, Job, Step, Subject};
+use super::run::{Loop, Underway};
+use super::status::Departed;
+use super::work::{Outcome, Reached, Work};
+use crate::engine::ContainerId;
+use crate::instance::{Departure, Failure, FailureKind, Intent, State};
+use crate::store::ledger::{Contents, Entry};
+
+/// How many instances that went are remembered.
+const DEPARTED_KEPT: usize = 64;
+
+impl Loop {
+    /// Compares what is wanted with what is there, and starts what is to be done. How much was started.
+    pub(super) async fn apply(&mut self) -> usize {
+        let shared = Arc::clone(&self.shared);
+        let mut desk = shared.desk().await;
+        let contents = desk.contents().clone();
+        let now = Instant::now();
+        let mut jobs = Vec::new();
+        for (name, entry) in &contents.entries {
+            let track = self.tracks.entry(name.clone()).or_default();
+            let ticket = desk.ticket(name);
+            if let Some(underway) = &track.job {
+                // What was begun for another purpose is called off; it ends at its next step.
+                if underway.intent != entry.intent {
+                    underway.cancel.cancel();
+                }
+                continue;
+            }
+            if track.unsure {
+                continue;
+            }
+            if ticket > track.settled {
+                // Somebody asked anew: no more patience with what failed before.
+                track.not_before = None;
+            }
+            let subject = Subject {
+                entry,
+                containers: self.observed.get(name).map_or(&[], Vec::as_slice),
+                nudge: desk.nudge_for(name),
+                failing: track.failure.is_some(),
+                not_before: track.not_before.map(Instant::into_std),
+            };
+            match plan::plan(&subject, now.into_std()) {
+                Some(job) => jobs.push((Arc::clone(entry), job, ticket)),
+                None => track.settled = ticket,
+            }
+            desk.take_nudge(name);
+        }
+        drop(desk);
+        self.tracks.retain(|name, track| track.job.is_some() || contents.entries.contains_key(name));
+        self.discard_orphans(&contents);
+        let started = jobs.len();
+        for (entry, job, ticket) in jobs {
+            self.launch(entry, job, ticket);
+        }
+        started
+    }
+
+    fn launch(&mut self, entry: Arc<Entry>, job: Job, ticket: u64) {
+        let cancel = CancellationToken::new();
+        let name = job.instance.clone();
+        let state = match (&entry.intent, job.steps.first()) {
+            (Intent::Remove(_), _) => State::Removing,
+            (Intent::Stop, _) => State::Stopping,
+            (Intent::Run, Some(Step::Fetch | Step::Discard(_))) => State::Pulling,
+            (Intent::Run, Some(Step::Await)) => State::Probing,
+            (Intent::Run, _) => State::Starting,
+        };
+        let underway =
+            Underway { ticket, intent: entry.intent.clone(), job: job.clone(), state, cancel: cancel.clone() };
+        self.tracks.entry(name.clone()).or_default().job = Some(underway);
+        let work = Work {
+            job,
+            entry,
+            shared: Arc::clone(&self.shared),
+            prober: Arc::clone(&self.prober),
+            timing: self.timing,
+            gates: Arc::clone(&self.gates),
+            cancel,
+            reports: self.reports.clone(),
+        };
+        let running = name.clone();
+        let handle = self.jobs.spawn(async move { (running, Box::pin(work.carry_out()).await) });
+        self.job_names.insert(handle.id(), name);
+    }
+
+    /// Removes containers of ours that belong to no instance of the ledger. They are left of a create that was under way when the agent
+    /// died and whose deploy was taken back meanwhile: an entry is only forgotten when its containers are gone.
+    fn discard_orphans(&mut self, contents: &Contents) {
+        if self.recover || self.orphan_work.as_ref().is_some_and(|work| !work.is_finished()) {
+            return;
+        }
+        let strays = self
+            .observed
+            .iter()
+            .filter(|(name, _)| !contents.entries.contains_key(*name) && !self.tracks.contains_key(*name))
+            .flat_map(|(_, containers)| containers)
+            .chain(&self.nameless);
+        let strays: Vec<ContainerId> = strays
+            .filter(|container| !contents.unreadable.contains(container.id.as_str()))
+            .map(|container| container.id.clone())
+            .collect();
+        if strays.is_empty() {
+            return;
+        }
+        let engine = Arc::clone(&self.engine);
+        self.observed.retain(|name, _| contents.entries.contains_key(name) || self.tracks.contains_key(name));
+        self.nameless.retain(|container| contents.unreadable.contains(container.id.as_str()));
+        self.orphan_work = Some(tokio::spawn(async move {
+            for container in strays {
+                tracing::warn!(container = container.as_str(), "removing a container of ours that no instance owns");
+                if let Err(error) = engine.remove(&container).await {
+                    tracing::error!(error = &error as &dyn std::error::Error, "it could not be removed");
+                }
+            }
+        }));
+    }
+
+    /// A job says how far it is.
+    pub(super) fn reported(&mut self, name: &InstanceName, state: State) {
+        if let Some(underway) = self.tracks.get_mut(name).and_then(|track| track.job.as_mut()) {
+            underway.state = state;
+        }
+    }
+
+    /// A job broke off by itself, which is a fault in the agent.
+    pub(super) async fn broke(&mut self, error: &JoinError) {
+        let Some(name) = self.job_names.remove(&error.id()) else { return };
+        tracing::error!(instance = %name, error = error as &dyn std::error::Error, "work on an instance broke off");
+        let failure = Failure::new(FailureKind::EngineFailed, "the agent failed inside; its log has more");
+        self.ended(name, Outcome::Failed(failure)).await;
+    }
+
+    /// A job has ended.
+    pub(super) async fn ended(&mut self, name: InstanceName, outcome: Outcome) {
+        let Some(track) = self.tracks.get_mut(&name) else { return };
+        let Some(underway) = track.job.take() else { return };
+        let wanted = self.shared.desk().await.contents().entries.get(&name).cloned();
+        let Some(entry) = wanted.filter(|entry| entry.intent == underway.intent) else {
+            return self.look_again(&name, underway.cancel.is_cancelled());
+        };
+        match outcome {
+            Outcome::LookAgain => self.look_again(&name, underway.cancel.is_cancelled()),
+            Outcome::Reached(reached) => self.reached(name, &entry, underway, reached).await,
+            Outcome::Failed(failure) => self.failed(name, &entry, &underway, failure).await,
+        }
+    }
+
+    fn look_again(&mut self, name: &InstanceName, at_once: bool) {
+        if let Some(track) = self.tracks.get_mut(name) {
+            track.unsure = true;
+        }
+        let pause = if at_once { std::time::Duration::ZERO } else { self.timing.observe_pause };
+        self.observe_at = self.observe_at.min(Instant::now() + pause);
+    }
+
+    async fn reached(&mut self, name: InstanceName, entry: &Entry, underway: Underway, reached: Reached) {
+        match underway.job.goal {
+            Goal::Gone => return self.gone(name, entry, underway.ticket).await,
+            Goal::Running | Goal::Stopped => {}
+        }
+        let Some(track) = self.tracks.get_mut(&name) else { return };
+        track.failure = None;
+        track.tries = 0;
+        track.not_before = None;
+        let Some(container) = reached.container else {
+            // Only what was in the way has been removed; the next look tells whether more is to be done.
+            return self.look_again(&name, true);
+        };
+        track.settled = underway.ticket;
+        track.health = Some(reached.health).filter(|health| *health != Health::Unknown);
+        track.last_probe_at = reached.probed_at;
+        self.observed.insert(name.clone(), vec![container]);
+        if underway.job.goal == Goal::Stopped {
+            self.shared.journal.write(&name, "stopped", "it is stopped");
+            return;
+        }
+        let digest = reached.image_digest.or_else(|| entry.image_digest.clone());
+        if !entry.proven || digest != entry.image_digest {
+            let proven = name.clone();
+            self.note(move |contents| {
+                let changed = with_entry(contents, &proven, |entry| {
+                    entry.proven = true;
+                    entry.image_digest = digest;
+                });
+                if let Some(changed) = changed {
+                    *contents = changed;
+                }
+            })
+            .await;
+        }
+        self.shared.journal.write(&name, "running", "it runs");
+    }
+
+    async fn gone(&mut self, name: InstanceName, entry: &Entry, ticket: u64) {
+        self.observed.remove(&name);
+        self.tracks.remove(&name);
+        let forgotten = name.clone();
+        self.note(move |contents| {
+            contents.entries.remove(&forgotten);
+        })
+        .await;
+        // A request that came in meanwhile finds nothing left either.
+        let settled = {
+            let mut desk = self.shared.desk().await;
+            let settled = desk.ticket(&name).max(ticket);
+            desk.forget_ticket(&name);
+            settled
+        };
+        let failure = match &entry.intent {
+            Intent::Remove(Departure::Undone(failure)) => Some(failure.clone()),
+            Intent::Remove(Departure::Asked { .. }) | Intent::Run | Intent::Stop => None,
+        };
+        self.shared.journal.write(&name, "removed", "nothing is left of it");
+        while self.departed.len() >= DEPARTED_KEPT {
+            let oldest = self.departed.iter().min_by_key(|(_, departed)| departed.settled);
+            let Some(oldest) = oldest.map(|(name, _)| name.clone()) else { break };
+            self.departed.remove(&oldest);
+        }
+        let departed = Departed {
+            settled,
+            failure,
+            account_tool_instance_id: entry.spec.account_tool_instance_id.clone(),
+            image: entry.spec.image.to_string(),
+        };
+        self.departed.insert(name, departed);
+    }
+
+    async fn failed(&mut self, name: InstanceName, entry: &Entry, underway: &Underway, failure: Failure) {
+        self.shared.journal.write(&name, "failed", failure.message.clone());
+        if underway.job.goal == Goal::Running && !entry.proven {
+            // Its first deploy: all it made is taken back, and the caller is answered when that is done.
+            let undone = name.clone();
+            self.note(move |contents| {
+                let intent = Intent::Remove(Departure::Undone(failure));
+                if let Some(changed) = with_entry(contents, &undone, |entry| entry.intent = intent) {
+                    *contents = changed;
+                }
+            })
+            .await;
+            return self.look_again(&name, true);
+        }
+        let timing = self.timing;
+        if let Some(track) = self.tracks.get_mut(&name) {
+            track.settled = underway.ticket;
+            track.failure = Some(failure);
+            track.not_before = Some(Instant::now() + retry_pause(&timing, track.tries));
+            track.tries = track.tries.saturating_add(1);
+        }
+        self.look_again(&name, true);
+    }
+
+    /// Writes down what has happened. That it can't be written doesn't make it less true: see [`crate::store::ledger::Ledger::note`].
+    pub(super) async fn note(&self, change: impl FnOnce(&mut Contents) + Send + 'static) {
+        let result = self
+            .shared
+            .change(move |desk| {
+                let mut contents = desk.contents().clone();
+                change(&mut contents);
+                desk.note(contents)
+            })
+            .await
+            .and_then(|result| result);
+        match result {
+            Ok(()) => self.shared.forget_write_problem(),
+            Err(error) => self.shared.note_write_problem(&error),
+        }
+    }
+
+    /// Tries again to write what could not be written.
+    pub(super) async fn save_what_is_not(&self) {
+        let unsaved = !self.shared.desk().await.is_saved();
+        if unsaved || self.shared.write_problem().is_some() {
+            self.note(|_| {}).await;
+        }
+    }
+}
+
+/// How long to wait after the failure number `tries`, counted from 0.
+fn retry_pause(timing: &super::Timing, tries: u32) -> std::time::Duration {
+    let doubled = 2_u32.checked_pow(tries.min(16)).and_then(|factor| timing.retry_first.checked_mul(factor));
+    doubled.unwrap_or(timing.retry_max).min(timing.retry_max)
+}

@@ -1,0 +1,136 @@
+//! Where callers leave what they want and the loop picks it up.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dtma_api::InstanceName;
+use tokio::sync::{Notify, OwnedMutexGuard, watch};
+
+use super::journal::Journal;
+use super::plan::Nudge;
+use super::status::Snapshot;
+use crate::engine::Engine;
+use crate::store::ledger::{Contents, Ledger, LedgerError};
+
+/// What handlers and the loop share.
+pub(super) struct Shared {
+    /// Held while the ledger is written, so that changes come one after the other.
+    desk: Arc<tokio::sync::Mutex<Desk>>,
+    /// Rung when intent has changed.
+    pub(super) wake: Notify,
+    pub(super) published: watch::Sender<Arc<Snapshot>>,
+    pub(super) journal: Journal,
+    pub(super) engine: Arc<dyn Engine>,
+    write_problem: Mutex<Option<String>>,
+}
+
+/// Intent, and who waits for what.
+#[derive(Debug)]
+pub(super) struct Desk {
+    ledger: Ledger,
+    /// The last request for each instance. Numbers go up over all instances and are never used twice.
+    tickets: BTreeMap<InstanceName, u64>,
+    last_ticket: u64,
+    nudges: BTreeMap<InstanceName, Nudge>,
+}
+
+impl Desk {
+    pub(super) fn contents(&self) -> &Contents {
+        self.ledger.contents()
+    }
+
+    /// See [`Ledger::commit`]: for what callers want.
+    pub(super) fn commit(&mut self, contents: Contents) -> Result<(), LedgerError> {
+        self.ledger.commit(contents)
+    }
+
+    /// See [`Ledger::note`]: for what has happened.
+    pub(super) fn note(&mut self, contents: Contents) -> Result<(), LedgerError> {
+        self.ledger.note(contents)
+    }
+
+    pub(super) fn is_saved(&self) -> bool {
+        self.ledger.is_saved()
+    }
+
+    /// Gives a request its number; whoever made it waits until the loop has settled that number.
+    pub(super) fn take_ticket(&mut self, name: &InstanceName) -> u64 {
+        self.last_ticket += 1;
+        self.tickets.insert(name.clone(), self.last_ticket);
+        self.last_ticket
+    }
+
+    /// The last request's number; 0 when nobody has asked since the agent started.
+    pub(super) fn ticket(&self, name: &InstanceName) -> u64 {
+        self.tickets.get(name).copied().unwrap_or(0)
+    }
+
+    pub(super) fn forget_ticket(&mut self, name: &InstanceName) {
+        self.tickets.remove(name);
+        self.nudges.remove(name);
+    }
+
+    /// Leaves a nudge. A restart that is wanted isn't taken back by a start.
+    pub(super) fn nudge(&mut self, name: &InstanceName, nudge: Nudge) {
+        if self.nudges.get(name) != Some(&Nudge::Restart) {
+            self.nudges.insert(name.clone(), nudge);
+        }
+    }
+
+    pub(super) fn nudge_for(&self, name: &InstanceName) -> Option<Nudge> {
+        self.nudges.get(name).copied()
+    }
+
+    pub(super) fn take_nudge(&mut self, name: &InstanceName) {
+        self.nudges.remove(name);
+    }
+}
+
+impl Shared {
+    pub(super) fn new(ledger: Ledger, engine: Arc<dyn Engine>) -> Self {
+        let desk = Desk { ledger, tickets: BTreeMap::new(), last_ticket: 0, nudges: BTreeMap::new() };
+        Self {
+            desk: Arc::new(tokio::sync::Mutex::new(desk)),
+            wake: Notify::new(),
+            published: watch::Sender::new(Arc::new(Snapshot::default())),
+            journal: Journal::new(),
+            engine,
+            write_problem: Mutex::new(None),
+        }
+    }
+
+    pub(super) async fn desk(&self) -> OwnedMutexGuard<Desk> {
+        Arc::clone(&self.desk).lock_owned().await
+    }
+
+    /// Lets `change` at the desk, off the async threads because it writes to the disk, and wakes the loop afterwards. A caller that goes
+    /// away meanwhile changes nothing: what was begun is finished, and the loop is woken all the same.
+    pub(super) async fn change<T: Send + 'static>(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut Desk) -> T + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        let mut desk = self.desk().await;
+        let shared = Arc::clone(self);
+        let work = tokio::task::spawn_blocking(move || {
+            let result = change(&mut desk);
+            drop(desk);
+            shared.wake.notify_one();
+            result
+        });
+        work.await.map_err(|error| LedgerError::Write(std::io::Error::other(error)))
+    }
+
+    /// Remembers that the ledger could not be written, until it can be again.
+    pub(super) fn note_write_problem(&self, error: &LedgerError) {
+        tracing::error!(error = error as &dyn std::error::Error, "the ledger was not written");
+        *self.write_problem.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+    }
+
+    pub(super) fn forget_write_problem(&self) {
+        *self.write_problem.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    pub(super) fn write_problem(&self) -> Option<String> {
+        self.write_problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

@@ -1,0 +1,455 @@
+//! The handle through which everything else asks: it writes intent, wakes the loop, and waits for what the loop publishes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dtma_api::heartbeat::ToolStatus;
+use dtma_api::instance::{InstanceEvent, InstanceView};
+use dtma_api::{AccountToolInstanceId, InstanceName};
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
+use jiff::Timestamp;
+use tokio::sync::broadcast;
+use tokio::time::Instant;
+
+use super::desk::{Desk, Shared};
+use super::plan::Nudge;
+use super::status::{EngineStatus, Snapshot};
+use super::{Upstream, status};
+use crate::engine::{EngineError, LogLine, LogOptions, exact_ports};
+use crate::instance::reference;
+use crate::instance::{Departure, DeploymentId, Failure, Intent, PortProtocol, Reference, Spec, State, Unresolved};
+use crate::store::ledger::{Contents, Entry, LedgerError};
+
+/// How long a caller is let wait for the first look at the engine after the agent's start.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
+
+/// The instances of this host. Cheap to clone.
+#[derive(Clone)]
+pub struct Instances {
+    shared: Arc<Shared>,
+}
+
+/// What became of a deploy.
+#[derive(Debug, Clone)]
+pub struct Deployment {
+    /// The instance.
+    pub view: InstanceView,
+    /// This call brought it; otherwise the same spec was there already.
+    pub created: bool,
+    /// It is as asked; otherwise the work goes on.
+    pub settled: bool,
+}
+
+/// What became of a start, stop or restart.
+#[derive(Debug, Clone)]
+pub struct Settled {
+    /// The instance.
+    pub view: InstanceView,
+    /// It was so already.
+    pub already: bool,
+    /// It is as asked; otherwise the work goes on.
+    pub settled: bool,
+}
+
+/// What became of a removal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// Nothing is left.
+    Gone,
+    /// The work goes on.
+    Working,
+}
+
+/// Why a request wasn't carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum Rejection {
+    /// There is no such instance.
+    #[error("there is no instance called {0}")]
+    NotFound(InstanceName),
+    /// Another spec has this name.
+    #[error("an instance called {0} exists with another specification; change it with PUT /tools/{0}")]
+    Exists(InstanceName),
+    /// Another instance has this id.
+    #[error("the accountToolInstanceId {id} belongs to the instance {holder}")]
+    IdTaken {
+        /// The id.
+        id: AccountToolInstanceId,
+        /// Who has it.
+        holder: InstanceName,
+    },
+    /// Another instance was promised this port.
+    #[error("port {port} is taken by {holder}")]
+    PortTaken {
+        /// The port.
+        port: u16,
+        /// Who has it, as in [`crate::instance::FailureKind::PortConflict`].
+        holder: String,
+    },
+    /// Something that excludes this is going on.
+    #[error("the instance {0} is being removed; try again when it is gone")]
+    BeingRemoved(InstanceName),
+    /// Another caller wanted something else meanwhile.
+    #[error("another request changed the instance {0} meanwhile")]
+    Superseded(InstanceName),
+    /// Docker doesn't answer.
+    #[error("the Docker Engine does not answer")]
+    EngineUnavailable,
+    /// The intent could not be written down, so nothing was done.
+    #[error("the request could not be recorded")]
+    Ledger(#[source] LedgerError),
+    /// It was tried, and failed.
+    #[error("{}", .0.message)]
+    Failed(Failure),
+}
+
+/// Why there is no way to an instance's MCP endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoUpstream {
+    /// There is no such instance.
+    #[error("there is no instance called {0}")]
+    NotFound(InstanceName),
+    /// It was deployed without `mcpTransportType`.
+    #[error("the instance {0} is no MCP server: it was deployed without mcpTransportType")]
+    NotMcp(InstanceName),
+    /// Its container doesn't run.
+    #[error("the instance {0} does not run")]
+    NotRunning(InstanceName),
+}
+
+/// What a waiting caller finds.
+enum Outcome {
+    Here { state: State, failure: Option<Failure>, view: InstanceView },
+    Gone(Option<Failure>),
+}
+
+impl Instances {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Everything known at the end of the last pass. Costs nothing; it is shared.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.shared.published.borrow())
+    }
+
+    /// Every instance, by name.
+    pub fn list(&self) -> Vec<InstanceView> {
+        self.snapshot().instances.clone()
+    }
+
+    /// One instance.
+    pub fn get(&self, name: &InstanceName) -> Option<InstanceView> {
+        self.snapshot().view(name).cloned()
+    }
+
+    /// Every instance as a heartbeat reports it, those whose deploy failed included.
+    pub fn tool_statuses(&self) -> Vec<ToolStatus> {
+        self.snapshot().tool_statuses()
+    }
+
+    /// The instance called `text`: its name, the backend's id, or its container's.
+    ///
+    /// # Errors
+    /// When nothing, or more than one container, is called that.
+    pub fn resolve(&self, text: &str) -> Result<InstanceName, Unresolved> {
+        let snapshot = self.snapshot();
+        let all = snapshot.known.iter().map(|(name, known)| Reference {
+            name,
+            account_tool_instance_id: &known.account_tool_instance_id,
+            container_id: known.container.as_ref().map(crate::engine::ContainerId::as_str).unwrap_or_default(),
+        });
+        reference::resolve(text, all).cloned()
+    }
+
+    /// Where the instance's MCP endpoint is.
+    ///
+    /// # Errors
+    /// When it has none now.
+    pub fn upstream(&self, name: &InstanceName) -> Result<Upstream, NoUpstream> {
+        let snapshot = self.snapshot();
+        let known = snapshot.known.get(name).ok_or_else(|| NoUpstream::NotFound(name.clone()))?;
+        if !known.mcp {
+            return Err(NoUpstream::NotMcp(name.clone()));
+        }
+        known.upstream.clone().ok_or_else(|| NoUpstream::NotRunning(name.clone()))
+    }
+
+    /// Whether the container engine answers.
+    pub fn engine_status(&self) -> EngineStatus {
+        self.snapshot().engine.clone()
+    }
+
+    /// Whether intent can be written down.
+    ///
+    /// # Errors
+    /// The reason why the last attempt failed; it is tried again on the timer.
+    pub fn ledger_writable(&self) -> Result<(), String> {
+        self.shared.write_problem().map_or(Ok(()), Err)
+    }
+
+    /// Every event from now on.
+    pub fn events(&self) -> broadcast::Receiver<InstanceEvent> {
+        self.shared.journal.watch().1
+    }
+
+    /// The last events, oldest first, and every one after them.
+    pub fn events_with_history(&self) -> (Vec<InstanceEvent>, broadcast::Receiver<InstanceEvent>) {
+        self.shared.journal.watch()
+    }
+
+    /// The output of the instance's container; empty while there is none.
+    pub fn logs(&self, name: &InstanceName, options: LogOptions) -> BoxStream<'static, Result<LogLine, EngineError>> {
+        match self.snapshot().known.get(name).and_then(|known| known.container.clone()) {
+            Some(container) => self.shared.engine.logs(&container, options),
+            None => stream::empty().boxed(),
+        }
+    }
+
+    /// Brings an instance into being and waits up to `wait` until it runs.
+    ///
+    /// # Errors
+    /// When it can't be accepted, or was tried and failed; then nothing of it is left.
+    pub async fn deploy(&self, spec: Spec, wait: Duration) -> Result<Deployment, Rejection> {
+        let deadline = Instant::now() + wait;
+        self.engine_answers().await?;
+        let name = spec.name.clone();
+        let entry = Entry {
+            spec_hash: spec.hash(),
+            deployment: DeploymentId(uuid::Uuid::new_v4()),
+            intent: Intent::Run,
+            proven: false,
+            image_digest: None,
+            accepted_at: Timestamp::now(),
+            spec,
+        };
+        let entry = Arc::new(entry);
+        let pending = status::Facts::accepted(&entry);
+        let accepted = self.record(move |desk| accept(desk, entry)).await?;
+        if accepted.created {
+            self.shared.journal.write(&name, "accepted", "the deploy was accepted");
+        }
+        match self.outcome(&name, accepted.ticket, deadline).await {
+            Some(Outcome::Here { state: State::Stopped | State::Removing, .. }) if accepted.created => {
+                Err(Rejection::Superseded(name))
+            }
+            Some(Outcome::Here { view, .. }) => Ok(Deployment { view, created: accepted.created, settled: true }),
+            Some(Outcome::Gone(Some(failure))) => Err(Rejection::Failed(failure)),
+            Some(Outcome::Gone(None)) => Err(Rejection::Superseded(name)),
+            None => {
+                let view = self.get(&name).unwrap_or(pending);
+                Ok(Deployment { view, created: accepted.created, settled: false })
+            }
+        }
+    }
+
+    /// Starts the instance, and keeps it so.
+    ///
+    /// # Errors
+    /// When it can't be, or was tried and failed; it is then tried again with growing pauses.
+    pub async fn start(&self, name: &InstanceName, wait: Duration) -> Result<Settled, Rejection> {
+        let running = self.state(name) == Some(State::Running);
+        self.bring(name, wait, Intent::Run, move |desk, name, was| {
+            if was == &Intent::Run && running {
+                return None;
+            }
+            desk.nudge(name, Nudge::Start);
+            Some(desk.take_ticket(name))
+        })
+        .await
+    }
+
+    /// Stops the instance and keeps it stopped, also after a reboot.
+    ///
+    /// # Errors
+    /// When it can't be.
+    pub async fn stop(&self, name: &InstanceName, wait: Duration) -> Result<Settled, Rejection> {
+        let stopped = self.state(name) == Some(State::Stopped);
+        self.bring(name, wait, Intent::Stop, move |desk, name, was| {
+            if was == &Intent::Stop && stopped { None } else { Some(desk.take_ticket(name)) }
+        })
+        .await
+    }
+
+    /// Starts the instance anew.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn restart(&self, name: &InstanceName, wait: Duration) -> Result<Settled, Rejection> {
+        self.bring(name, wait, Intent::Run, |desk, name, _| {
+            desk.nudge(name, Nudge::Restart);
+            Some(desk.take_ticket(name))
+        })
+        .await
+    }
+
+    /// Removes the instance; its named volumes only when `volumes` says so.
+    ///
+    /// # Errors
+    /// When there is none, or Docker failed; it is then tried again.
+    pub async fn remove(&self, name: &InstanceName, volumes: bool, wait: Duration) -> Result<Removal, Rejection> {
+        let deadline = Instant::now() + wait;
+        self.engine_answers().await?;
+        let asked = name.clone();
+        let ticket = self
+            .record(move |desk| {
+                let entry = desk.contents().entries.get(&asked).ok_or_else(|| Rejection::NotFound(asked.clone()))?;
+                let intent = match &entry.intent {
+                    Intent::Run | Intent::Stop => Intent::Remove(Departure::Asked { volumes }),
+                    Intent::Remove(Departure::Asked { volumes: already }) => {
+                        Intent::Remove(Departure::Asked { volumes: volumes || *already })
+                    }
+                    undone @ Intent::Remove(Departure::Undone(_)) => undone.clone(),
+                };
+                set_intent(desk, &asked, intent)?;
+                Ok(desk.take_ticket(&asked))
+            })
+            .await?;
+        match self.outcome(name, ticket, deadline).await {
+            Some(Outcome::Gone(_)) => Ok(Removal::Gone),
+            Some(Outcome::Here { failure: Some(failure), .. }) => Err(Rejection::Failed(failure)),
+            Some(Outcome::Here { failure: None, .. }) | None => Ok(Removal::Working),
+        }
+    }
+
+    fn state(&self, name: &InstanceName) -> Option<State> {
+        self.snapshot().known.get(name).map(|known| known.state.clone())
+    }
+
+    /// Sets an existing instance's intent and waits for it. `request` gives the number to wait for, or nothing when it is so already.
+    async fn bring(
+        &self,
+        name: &InstanceName,
+        wait: Duration,
+        intent: Intent,
+        request: impl FnOnce(&mut Desk, &InstanceName, &Intent) -> Option<u64> + Send + 'static,
+    ) -> Result<Settled, Rejection> {
+        let deadline = Instant::now() + wait;
+        self.engine_answers().await?;
+        let (asked, wanted) = (name.clone(), intent.clone());
+        let ticket = self
+            .record(move |desk| {
+                let entry = desk.contents().entries.get(&asked).ok_or_else(|| Rejection::NotFound(asked.clone()))?;
+                let was = entry.intent.clone();
+                if matches!(was, Intent::Remove(_)) {
+                    return Err(Rejection::BeingRemoved(asked));
+                }
+                set_intent(desk, &asked, wanted)?;
+                Ok(request(desk, &asked, &was))
+            })
+            .await?;
+        let missing = || Rejection::Superseded(name.clone());
+        let Some(ticket) = ticket else {
+            let view = self.get(name).ok_or_else(missing)?;
+            return Ok(Settled { view, already: true, settled: true });
+        };
+        match self.outcome(name, ticket, deadline).await {
+            Some(Outcome::Here { state: State::Failed { failure, .. }, .. }) => Err(Rejection::Failed(failure)),
+            Some(Outcome::Here { state, view, .. }) => match (&intent, &state) {
+                (Intent::Run, State::Running) | (Intent::Stop, State::Stopped) => {
+                    Ok(Settled { view, already: false, settled: true })
+                }
+                (Intent::Run, State::Stopped | State::Stopping | State::Removing)
+                | (Intent::Stop, State::Running | State::Removing) => Err(missing()),
+                (Intent::Run | Intent::Stop | Intent::Remove(_), _) => {
+                    Ok(Settled { view, already: false, settled: false })
+                }
+            },
+            Some(Outcome::Gone(Some(failure))) => Err(Rejection::Failed(failure)),
+            Some(Outcome::Gone(None)) => Err(missing()),
+            None => Ok(Settled { view: self.get(name).ok_or_else(missing)?, already: false, settled: false }),
+        }
+    }
+
+    async fn record<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut Desk) -> Result<T, Rejection> + Send + 'static,
+    ) -> Result<T, Rejection> {
+        let result = self.shared.change(change).await.map_err(Rejection::Ledger).and_then(|result| result);
+        match &result {
+            Err(Rejection::Ledger(error)) => self.shared.note_write_problem(error),
+            Ok(_) | Err(_) => {}
+        }
+        result
+    }
+
+    /// Waits for the first pass after a start; from then on it only looks.
+    async fn engine_answers(&self) -> Result<(), Rejection> {
+        let mut published = self.shared.published.subscribe();
+        let looked = published.wait_for(|snapshot| snapshot.pass.sequence > 0);
+        let reachable = match tokio::time::timeout(FIRST_LOOK, looked).await {
+            Ok(Ok(snapshot)) => snapshot.engine.reachable,
+            Ok(Err(_)) | Err(_) => false,
+        };
+        if reachable { Ok(()) } else { Err(Rejection::EngineUnavailable) }
+    }
+
+    /// Waits until the loop has settled request `ticket`, or `deadline`.
+    async fn outcome(&self, name: &InstanceName, ticket: u64, deadline: Instant) -> Option<Outcome> {
+        let mut published = self.shared.published.subscribe();
+        let settled = published.wait_for(|snapshot| {
+            snapshot.known.get(name).is_some_and(|known| known.settled >= ticket)
+                || snapshot.departed.get(name).is_some_and(|departed| departed.settled >= ticket)
+        });
+        let snapshot = tokio::time::timeout_at(deadline, settled).await.ok()?.ok()?;
+        if let Some((known, view)) = snapshot.known.get(name).zip(snapshot.view(name)) {
+            return Some(Outcome::Here {
+                state: known.state.clone(),
+                failure: known.failure.clone(),
+                view: view.clone(),
+            });
+        }
+        snapshot.departed.get(name).map(|departed| Outcome::Gone(departed.failure.clone()))
+    }
+}
+
+struct Accepted {
+    ticket: u64,
+    created: bool,
+}
+
+/// Takes a deploy into the ledger, or finds that the same was taken before.
+fn accept(desk: &mut Desk, entry: Arc<Entry>) -> Result<Accepted, Rejection> {
+    let name = entry.spec.name.clone();
+    if let Some(there) = desk.contents().entries.get(&name) {
+        return match &there.intent {
+            Intent::Remove(_) => Err(Rejection::BeingRemoved(name)),
+            Intent::Run | Intent::Stop if there.spec != entry.spec => Err(Rejection::Exists(name)),
+            Intent::Run | Intent::Stop => Ok(Accepted { ticket: desk.take_ticket(&name), created: false }),
+        };
+    }
+    for there in desk.contents().entries.values() {
+        let holder = &there.spec.name;
+        if there.spec.account_tool_instance_id == entry.spec.account_tool_instance_id {
+            let id = entry.spec.account_tool_instance_id.clone();
+            return Err(Rejection::IdTaken { id, holder: holder.clone() });
+        }
+        let taken: Vec<(u16, PortProtocol)> = exact_ports(&there.spec).collect();
+        if let Some((port, _)) = exact_ports(&entry.spec).find(|wanted| taken.contains(wanted)) {
+            return Err(Rejection::PortTaken { port, holder: format!("instance {holder}") });
+        }
+    }
+    let mut contents = desk.contents().clone();
+    contents.entries.insert(name.clone(), entry);
+    desk.commit(contents).map_err(Rejection::Ledger)?;
+    Ok(Accepted { ticket: desk.take_ticket(&name), created: true })
+}
+
+/// Writes down what is wanted of an instance; nothing is written when it was wanted before.
+fn set_intent(desk: &mut Desk, name: &InstanceName, intent: Intent) -> Result<(), Rejection> {
+    match with_entry(desk.contents(), name, |entry| entry.intent = intent) {
+        Some(contents) if &contents != desk.contents() => desk.commit(contents).map_err(Rejection::Ledger),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// The ledger's contents with one entry changed.
+pub(super) fn with_entry(
+    contents: &Contents,
+    name: &InstanceName,
+    change: impl FnOnce(&mut Entry),
+) -> Option<Contents> {
+    let mut contents = contents.clone();
+    change(Arc::make_mut(contents.entries.get_mut(name)?));
+    Some(contents)
+}

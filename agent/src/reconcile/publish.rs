@@ -1,0 +1,102 @@
+//! Publishing: what is known becomes what callers are told.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use dtma_api::instance::Health;
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::plan;
+use super::run::{Loop, Track};
+use super::status::{Facts, Known, Snapshot};
+use crate::engine::{Condition, Container};
+use crate::instance::{Failure, FailureKind, Intent, RestartPolicy, State};
+use crate::store::ledger::Entry;
+
+impl Loop {
+    pub(super) async fn publish(&mut self) {
+        let contents = self.shared.desk().await.contents().clone();
+        let now = Timestamp::now();
+        let none = Track::default();
+        let mut known = BTreeMap::new();
+        let mut instances = Vec::with_capacity(contents.entries.len());
+        // Redeployed: the new one's story counts.
+        self.departed.retain(|name, _| !contents.entries.contains_key(name));
+        for (name, entry) in &contents.entries {
+            let track = self.tracks.get(name).unwrap_or(&none);
+            let containers = self.observed.get(name).map_or(&[][..], Vec::as_slice);
+            let container = plan::current(entry, containers);
+            let state = state(entry, container, track, now);
+            let running = state == State::Running;
+            let health = match track.health {
+                Some(health) if running => health,
+                Some(_) | None if state == State::Probing => Health::Starting,
+                Some(_) | None => Health::Unknown,
+            };
+            let facts = Facts {
+                entry,
+                container,
+                state: &state,
+                health,
+                health_reason: None,
+                last_probe_at: track.last_probe_at,
+            };
+            instances.push(facts.view(now));
+            let upstream = facts.upstream();
+            known.insert(
+                name.clone(),
+                Known {
+                    settled: track.settled,
+                    failure: track.failure.clone(),
+                    account_tool_instance_id: entry.spec.account_tool_instance_id.clone(),
+                    container: container.map(|container| container.id.clone()),
+                    upstream,
+                    mcp: entry.spec.mcp.is_some(),
+                    state,
+                },
+            );
+        }
+        let snapshot = Snapshot {
+            instances,
+            engine: self.engine_status.clone(),
+            pass: self.report.clone(),
+            known,
+            departed: self.departed.clone(),
+        };
+        self.shared.published.send_replace(Arc::new(snapshot));
+    }
+}
+
+/// Where an instance stands.
+fn state(entry: &Entry, container: Option<&Container>, track: &Track, now: Timestamp) -> State {
+    if let Some(underway) = &track.job {
+        return underway.state.clone();
+    }
+    let failed = |failure: &Failure| State::Failed {
+        failure: failure.clone(),
+        retry_at: track.not_before.and_then(|at| {
+            let left = jiff::SignedDuration::try_from(at.saturating_duration_since(Instant::now())).ok()?;
+            now.checked_add(left).ok()
+        }),
+    };
+    let condition = container.map(|container| &container.condition);
+    match (&entry.intent, condition, &track.failure) {
+        (Intent::Remove(_), _, _) => State::Removing,
+        (Intent::Stop, _, Some(failure)) | (Intent::Run, _, Some(failure)) => failed(failure),
+        (Intent::Stop, Some(Condition::Running { .. } | Condition::Restarting(_) | Condition::Paused), None) => {
+            State::Stopping
+        }
+        (Intent::Stop, _, None) => State::Stopped,
+        (Intent::Run, Some(Condition::Running { .. } | Condition::Paused), None) if entry.proven => State::Running,
+        (Intent::Run, Some(Condition::Running { .. } | Condition::Paused), None) => State::Probing,
+        (Intent::Run, Some(Condition::Restarting(_)), None) => State::Restarting,
+        (Intent::Run, Some(Condition::Exited(exit)), None) if entry.spec.restart != RestartPolicy::UnlessStopped => {
+            let kind = FailureKind::Exited { code: Some(exit.code) };
+            let message =
+                format!("its process ended with exit code {}, and its restart policy leaves it so", exit.code);
+            failed(&Failure::new(kind, message))
+        }
+        (Intent::Run, _, None) => State::Accepted,
+    }
+}

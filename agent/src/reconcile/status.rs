@@ -1,0 +1,202 @@
+//! What the loop publishes after every pass. Whoever asks about instances is answered from here, without a call to Docker.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use dtma_api::heartbeat::{RuntimeDetails, ToolStatus};
+use dtma_api::instance::{Health, InstallationStatus, InstanceView};
+use dtma_api::{AccountToolInstanceId, InstanceName};
+use jiff::Timestamp;
+
+use super::Upstream;
+use crate::engine::{Condition, Container, ContainerId};
+use crate::instance::{Failure, State};
+use crate::store::ledger::Entry;
+
+/// Everything known at the end of one pass.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Every instance as lists show it, by name.
+    pub instances: Vec<InstanceView>,
+    /// Whether the container engine answers.
+    pub engine: EngineStatus,
+    /// How the pass went.
+    pub pass: PassReport,
+    pub(super) known: BTreeMap<InstanceName, Known>,
+    pub(super) departed: BTreeMap<InstanceName, Departed>,
+}
+
+/// Whether the container engine answers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EngineStatus {
+    /// The last look succeeded.
+    pub reachable: bool,
+    /// Its version, once it has answered.
+    pub version: Option<String>,
+    /// Why it isn't reachable.
+    pub error: Option<String>,
+}
+
+/// How a pass of the loop went.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PassReport {
+    /// Goes up by one with every pass; 0 before the first.
+    pub sequence: u64,
+    /// Why it ran.
+    pub reason: &'static str,
+    /// When it ended.
+    pub at: Option<Timestamp>,
+    /// How long it took.
+    pub took: Duration,
+    /// How many instances it found something to do for.
+    pub started: usize,
+}
+
+/// What waiting callers look for.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    /// Every request up to this one has been carried out, or has failed for good.
+    pub(super) settled: u64,
+    pub(super) state: State,
+    /// Why the last attempt failed, also where the state doesn't say.
+    pub(super) failure: Option<Failure>,
+    pub(super) account_tool_instance_id: AccountToolInstanceId,
+    pub(super) container: Option<ContainerId>,
+    pub(super) upstream: Option<Upstream>,
+    pub(super) mcp: bool,
+}
+
+/// An instance that is gone.
+#[derive(Debug, Clone)]
+pub(super) struct Departed {
+    /// The last request it saw.
+    pub(super) settled: u64,
+    /// Why its deploy failed, when that is why it went.
+    pub(super) failure: Option<Failure>,
+    pub(super) account_tool_instance_id: AccountToolInstanceId,
+    pub(super) image: String,
+}
+
+/// One instance between the ledger and the engine.
+#[derive(Debug)]
+pub(super) struct Facts<'a> {
+    pub(super) entry: &'a Entry,
+    pub(super) container: Option<&'a Container>,
+    pub(super) state: &'a State,
+    pub(super) health: Health,
+    pub(super) health_reason: Option<&'a str>,
+    pub(super) last_probe_at: Option<Timestamp>,
+}
+
+/// A server that has been restarted this often and isn't up for long keeps crashing.
+const CRASH_LOOP_RESTARTS: u64 = 3;
+const CRASH_LOOP_UPTIME_SECONDS: i64 = 60;
+
+impl Facts<'_> {
+    /// An instance the loop hasn't seen yet.
+    pub(super) fn accepted(entry: &Entry) -> InstanceView {
+        let state = State::Accepted;
+        let health = Health::Unknown;
+        let facts = Facts { entry, container: None, state: &state, health, health_reason: None, last_probe_at: None };
+        facts.view(entry.accepted_at)
+    }
+
+    /// The instance as lists show it.
+    pub(super) fn view(&self, now: Timestamp) -> InstanceView {
+        let spec = &self.entry.spec;
+        let id = self.container.map(|container| container.id.as_str().to_owned()).unwrap_or_default();
+        let started_at = self.container.and_then(|container| match container.condition {
+            Condition::Running { since } => Some(since),
+            _ => None,
+        });
+        let restart_count = self.container.map_or(0, |container| container.restart_count);
+        let short_lived = started_at.is_none_or(|at| now.as_second() - at.as_second() < CRASH_LOOP_UPTIME_SECONDS);
+        let error = match self.state {
+            State::Failed { failure, .. } => Some(failure.message.clone()),
+            _ => None,
+        };
+        InstanceView {
+            account_tool_instance_id: Some(spec.account_tool_instance_id.clone()),
+            instance_name_on_toolbox: spec.name.clone(),
+            id: id.clone(),
+            container_id: id,
+            names: self.container.map(|container| format!("/{}", container.name)).into_iter().collect(),
+            image: spec.image.to_string(),
+            image_digest: self.entry.image_digest.clone(),
+            status: self.container.map_or("pending", |container| container.condition.word()).to_owned(),
+            state: self.state.shown(),
+            status_on_toolbox: self.state.reported(),
+            health: self.health,
+            health_reason: self.health_reason.map(str::to_owned),
+            last_probe_at: self.last_probe_at,
+            restart_count,
+            crash_looping: restart_count >= CRASH_LOOP_RESTARTS && short_lived,
+            ports: self.container.map(|container| container.ports.clone()).unwrap_or_default(),
+            created: self.container.map_or(0, |container| container.created),
+            started_at,
+            mcp_url: spec.mcp.as_ref().map(|_| format!("/tools/{}/mcp", spec.name)),
+            transport: spec.mcp.as_ref().map(|mcp| mcp.transport),
+            group_id: None,
+            error,
+        }
+    }
+
+    /// Where its MCP endpoint is, while its process runs.
+    pub(super) fn upstream(&self) -> Option<Upstream> {
+        upstream(self.entry, self.container?)
+    }
+}
+
+/// Where the MCP endpoint of a running container is.
+pub(super) fn upstream(entry: &Entry, container: &Container) -> Option<Upstream> {
+    let mcp = entry.spec.mcp.as_ref()?;
+    let Condition::Running { .. } = container.condition else { return None };
+    Some(Upstream {
+        instance: entry.spec.name.clone(),
+        transport: mcp.transport,
+        address: SocketAddr::new(container.address?, mcp.port),
+        path: mcp.path.clone(),
+    })
+}
+
+impl Snapshot {
+    pub(super) fn view(&self, name: &InstanceName) -> Option<&InstanceView> {
+        let at = self.instances.binary_search_by(|view| view.instance_name_on_toolbox.cmp(name)).ok()?;
+        self.instances.get(at)
+    }
+
+    /// Every instance as a heartbeat reports it, those whose deploy failed included.
+    pub fn tool_statuses(&self) -> Vec<ToolStatus> {
+        let here = self.instances.iter().map(|view| ToolStatus {
+            account_tool_instance_id: view.account_tool_instance_id.clone(),
+            instance_name_on_toolbox: view.instance_name_on_toolbox.clone(),
+            status_on_toolbox: view.status_on_toolbox,
+            runtime_details: RuntimeDetails {
+                container_id: Some(view.container_id.clone()).filter(|id| !id.is_empty()),
+                image: view.image.clone(),
+                image_digest: view.image_digest.clone(),
+                health: view.health,
+                restart_count: view.restart_count,
+                error: view.error.clone(),
+            },
+        });
+        let failed = self.departed.iter().filter_map(|(name, departed)| {
+            let failure = departed.failure.as_ref()?;
+            Some(ToolStatus {
+                account_tool_instance_id: Some(departed.account_tool_instance_id.clone()),
+                instance_name_on_toolbox: name.clone(),
+                status_on_toolbox: InstallationStatus::Error,
+                runtime_details: RuntimeDetails {
+                    container_id: None,
+                    image: departed.image.clone(),
+                    image_digest: None,
+                    health: Health::Unknown,
+                    restart_count: 0,
+                    error: Some(failure.message.clone()),
+                },
+            })
+        });
+        here.chain(failed).collect()
+    }
+}

@@ -1,0 +1,353 @@
+//! Carrying out one job: the steps for one instance, one after the other, until one fails or the job isn't wanted any more.
+//!
+//! Every step may be the last one this process does, so each leaves something the plan can go on from.
+
+use std::sync::Arc;
+
+use dtma_api::InstanceName;
+use dtma_api::instance::{Health, Progress, PullPolicy, Transport};
+use jiff::Timestamp;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::desk::Shared;
+use super::failure::{Meaning, meaning};
+use super::plan::{Goal, Job, Step};
+use super::status::upstream;
+use super::{Prober, Timing, Upstream};
+use crate::engine::{Condition, Container, ContainerId, EngineError, Exit, LogOptions, exact_ports};
+use crate::instance::{Failure, FailureKind, State};
+use crate::store::ledger::Entry;
+
+/// How many lines of a failed server's output go into the failure.
+const LAST_LINES: u32 = 20;
+
+/// How much goes on at once, over all instances.
+#[derive(Debug)]
+pub(super) struct Gates {
+    pulls: Semaphore,
+    calls: Semaphore,
+}
+
+impl Gates {
+    pub(super) fn new() -> Self {
+        Self { pulls: Semaphore::new(3), calls: Semaphore::new(8) }
+    }
+}
+
+/// One job and all it needs.
+pub(super) struct Work {
+    pub(super) job: Job,
+    pub(super) entry: Arc<Entry>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) prober: Arc<dyn Prober>,
+    pub(super) timing: Timing,
+    pub(super) gates: Arc<Gates>,
+    pub(super) cancel: CancellationToken,
+    pub(super) reports: mpsc::UnboundedSender<(InstanceName, State)>,
+}
+
+/// How a job ended.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// Its goal is reached.
+    Reached(Reached),
+    /// A step failed.
+    Failed(Failure),
+    /// What was planned doesn't fit what is there, or isn't wanted any more.
+    LookAgain,
+}
+
+/// What is known when the goal is reached.
+#[derive(Debug)]
+pub(super) struct Reached {
+    pub(super) container: Option<Container>,
+    pub(super) image_digest: Option<String>,
+    pub(super) health: Health,
+    pub(super) probed_at: Option<Timestamp>,
+}
+
+/// Why a job ends before its goal.
+enum Stop {
+    Failed(Failure),
+    LookAgain,
+}
+
+impl Work {
+    /// Does the job. Dropping the future is what a crash does: nothing is taken back, and the next plan goes on from what is there.
+    pub(super) async fn carry_out(self) -> Outcome {
+        let mut progress = Reached { container: None, image_digest: None, health: Health::Unknown, probed_at: None };
+        let mut container = self.job.container.clone();
+        for step in &self.job.steps {
+            if self.cancel.is_cancelled() {
+                return Outcome::LookAgain;
+            }
+            match self.step(step, &mut container, &mut progress).await {
+                Ok(()) => {}
+                Err(Stop::Failed(failure)) => return Outcome::Failed(failure),
+                Err(Stop::LookAgain) => return Outcome::LookAgain,
+            }
+        }
+        // A stopped container is looked at once more; a running one was, when it was awaited.
+        if let (Goal::Stopped, Some(id)) = (self.job.goal, &container) {
+            match self.shared.engine.inspect(id).await {
+                Ok(found) => progress.container = found,
+                Err(_) => return Outcome::LookAgain,
+            }
+        }
+        Outcome::Reached(progress)
+    }
+
+    fn name(&self) -> &InstanceName {
+        &self.job.instance
+    }
+
+    fn enter(&self, state: State, event: &str, message: impl Into<String>) {
+        self.shared.journal.write(self.name(), event, message);
+        // The loop outlives its jobs; when it doesn't, nobody is left to tell.
+        let _ = self.reports.send((self.name().clone(), state));
+    }
+
+    async fn step(&self, step: &Step, container: &mut Option<ContainerId>, progress: &mut Reached) -> Result<(), Stop> {
+        let engine = &self.shared.engine;
+        let grace = self.timing.stop_grace_seconds;
+        match (step, &*container) {
+            (Step::Fetch, _) => {
+                progress.image_digest = self.fetch().await?;
+                return Ok(());
+            }
+            (Step::Create, _) => {
+                self.enter(State::Creating, "creating", "creating the container");
+                let _permit = self.gates.calls.acquire().await;
+                match engine.create(&self.entry.spec, &self.entry.deployment).await {
+                    Ok(id) => *container = Some(id),
+                    Err(error) => return Err(self.explain(&error).await),
+                }
+                return Ok(());
+            }
+            (Step::Await, Some(id)) => return self.wait_until_up(id, progress).await,
+            (Step::Start | Step::Restart | Step::Stop | Step::Await, None) => return Err(Stop::LookAgain),
+            (Step::Discard(_) | Step::RemoveVolumes(_) | Step::Start | Step::Restart | Step::Stop, _) => {}
+        }
+        let _permit = self.gates.calls.acquire().await;
+        let result = match (step, &*container) {
+            (Step::Start, Some(id)) => {
+                self.enter(State::Starting, "starting", "starting the container");
+                engine.start(id).await
+            }
+            (Step::Restart, Some(id)) => {
+                self.enter(State::Starting, "restarting", "restarting the container");
+                engine.restart(id, grace).await
+            }
+            (Step::Stop, Some(id)) => {
+                let state = if self.job.goal == Goal::Gone { State::Removing } else { State::Stopping };
+                self.enter(state, "stopping", "stopping the container");
+                engine.stop(id, grace).await
+            }
+            (Step::Discard(id), _) => {
+                if self.job.goal == Goal::Gone {
+                    self.enter(State::Removing, "removing", "removing the container");
+                } else {
+                    self.shared.journal.write(
+                        self.name(),
+                        "replacing",
+                        "removing a container that is not wanted any more",
+                    );
+                }
+                engine.remove(id).await
+            }
+            (Step::RemoveVolumes(which), _) => engine.remove_volumes(which).await,
+            // Handled above.
+            (Step::Fetch | Step::Create | Step::Await | Step::Start | Step::Restart | Step::Stop, _) => Ok(()),
+        };
+        match result {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.explain(&error).await),
+        }
+    }
+
+    /// Sees that the image is there; its digest.
+    async fn fetch(&self) -> Result<Option<String>, Stop> {
+        let engine = &self.shared.engine;
+        let image = &self.entry.spec.image;
+        let policy = self.entry.spec.pull_policy;
+        if policy != PullPolicy::Always {
+            match engine.image(image).await {
+                Ok(Some(found)) => return Ok(found.digest),
+                Ok(None) => {}
+                Err(error) => return Err(self.explain(&error).await),
+            }
+        }
+        if policy == PullPolicy::Never {
+            let message = format!("the image {image} is not on the droplet, and pullPolicy is never");
+            return Err(Stop::Failed(Failure::new(FailureKind::ImageNotFound, message)));
+        }
+        self.enter(State::Pulling, "pulling", format!("pulling {image}"));
+        let _permit = tokio::select! {
+            permit = self.gates.pulls.acquire() => permit,
+            () = self.cancel.cancelled() => return Err(Stop::LookAgain),
+        };
+        let tell = |progress: Progress| {
+            self.shared.journal.pulling(self.name(), format!("pulling {image}"), progress);
+        };
+        // Dropping a pull is safe: the engine keeps the layers it has, and the next pull goes on from there.
+        let pulled = tokio::select! {
+            pulled = engine.pull(image, &tell) => pulled,
+            () = self.cancel.cancelled() => return Err(Stop::LookAgain),
+        };
+        if let Err(error) = pulled {
+            return Err(self.explain(&error).await);
+        }
+        match engine.image(image).await {
+            Ok(Some(found)) => Ok(found.digest),
+            Ok(None) => Err(Stop::LookAgain),
+            Err(error) => Err(self.explain(&error).await),
+        }
+    }
+
+    /// Waits until an MCP server has answered its probe, or anything else has stayed up for a while.
+    async fn wait_until_up(&self, id: &ContainerId, progress: &mut Reached) -> Result<(), Stop> {
+        let started = Instant::now();
+        let Some(first) = self.look(id, None).await? else { return Err(Stop::LookAgain) };
+        let probed = self.entry.spec.mcp.as_ref().is_some_and(|mcp| mcp.transport == Transport::Http);
+        if !probed {
+            self.enter(State::Probing, "probing", "waiting to see whether it stays up");
+            self.pause(self.timing.settle).await?;
+            progress.container = self.look(id, Some(first.restart_count)).await?;
+            return Ok(());
+        }
+        self.enter(State::Probing, "probing", "waiting for the MCP server to answer");
+        let mut last = "its container has no address".to_owned();
+        while started.elapsed() < self.timing.probe_deadline {
+            let Some(now) = self.look(id, Some(first.restart_count)).await? else { return Err(Stop::LookAgain) };
+            if let Some(at) = upstream(&self.entry, &now) {
+                match self.probe(&at).await? {
+                    Ok(()) => {
+                        progress.container = Some(now);
+                        progress.health = Health::Healthy;
+                        progress.probed_at = Some(Timestamp::now());
+                        return Ok(());
+                    }
+                    Err(reason) => last = reason,
+                }
+            }
+            self.pause(self.timing.probe_pause).await?;
+        }
+        let seconds = self.timing.probe_deadline.as_secs();
+        let message = format!("the server did not answer as an MCP server within {seconds} s of its start: {last}");
+        let mut failure = Failure::new(FailureKind::NotAnswering, message);
+        failure.log = self.last_lines(id).await;
+        Err(Stop::Failed(failure))
+    }
+
+    async fn probe(&self, at: &Upstream) -> Result<Result<(), String>, Stop> {
+        tokio::select! {
+            answer = self.prober.probe(at) => Ok(answer.map_err(|failure| failure.reason)),
+            () = self.cancel.cancelled() => Err(Stop::LookAgain),
+        }
+    }
+
+    async fn pause(&self, pause: std::time::Duration) -> Result<(), Stop> {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => Ok(()),
+            () = self.cancel.cancelled() => Err(Stop::LookAgain),
+        }
+    }
+
+    /// The container, when its process runs and has not ended since it had been restarted `restarts` times.
+    async fn look(&self, id: &ContainerId, restarts: Option<u64>) -> Result<Option<Container>, Stop> {
+        let found = match self.shared.engine.inspect(id).await {
+            Ok(Some(found)) => found,
+            Ok(None) => return Err(Stop::LookAgain),
+            Err(error) => return Err(self.explain(&error).await),
+        };
+        match &found.condition {
+            Condition::Running { .. } if restarts.is_none_or(|before| found.restart_count <= before) => Ok(Some(found)),
+            Condition::Running { .. } => {
+                let message = "the server's process ended soon after its start, and Docker started it again";
+                let mut failure = Failure::new(FailureKind::Exited { code: None }, message);
+                failure.log = self.last_lines(id).await;
+                Err(Stop::Failed(failure))
+            }
+            Condition::Restarting(exit) | Condition::Exited(exit) => Err(Stop::Failed(self.ended(id, exit).await)),
+            Condition::Created | Condition::Paused | Condition::Removing | Condition::Dead => Err(Stop::LookAgain),
+        }
+    }
+
+    async fn ended(&self, id: &ContainerId, exit: &Exit) -> Failure {
+        let mut message = format!("the server's process ended soon after its start with exit code {}", exit.code);
+        if exit.out_of_memory {
+            message.push_str(", because it used up its memory limit");
+        }
+        if !exit.error.is_empty() {
+            message.push_str(": ");
+            message.push_str(&exit.error);
+        }
+        let mut failure = Failure::new(FailureKind::Exited { code: Some(exit.code) }, message);
+        failure.log = self.last_lines(id).await;
+        failure
+    }
+
+    /// The server's last words. That they can't be had must not hide why they were wanted.
+    async fn last_lines(&self, id: &ContainerId) -> Vec<String> {
+        use futures_util::StreamExt as _;
+
+        let options = LogOptions { tail: Some(LAST_LINES), ..LogOptions::default() };
+        let lines = self.shared.engine.logs(id, options);
+        lines
+            .take(LAST_LINES as usize)
+            .filter_map(|line| std::future::ready(line.ok()))
+            .map(|line| line.message.chars().take(500).collect())
+            .collect()
+            .await
+    }
+
+    /// Why an engine error ends the job.
+    async fn explain(&self, error: &EngineError) -> Stop {
+        tracing::warn!(
+            instance = %self.name(),
+            error = error as &dyn std::error::Error,
+            "a step failed"
+        );
+        match meaning(error, &self.entry.spec) {
+            Meaning::Failed(failure) => Stop::Failed(failure),
+            Meaning::LookAgain => Stop::LookAgain,
+            Meaning::NameTaken => self.name_taken().await,
+            Meaning::PortTaken(port) => self.port_taken(port).await,
+        }
+    }
+
+    /// A container of ours with this name only means that the plan was made too early.
+    async fn name_taken(&self) -> Stop {
+        let name = self.name();
+        match self.shared.engine.list().await {
+            Ok(ours) if ours.iter().any(|container| container.name == name.as_str()) => Stop::LookAgain,
+            Ok(_) => Stop::Failed(Failure::new(
+                FailureKind::NameConflict,
+                format!(
+                    "a container called {name} exists on the droplet that this agent did not make; choose another name"
+                ),
+            )),
+            Err(_) => Stop::LookAgain,
+        }
+    }
+
+    async fn port_taken(&self, port: Option<u16>) -> Stop {
+        let wanted = exact_ports(&self.entry.spec).find(|(number, _)| port.is_none_or(|port| port == *number));
+        let holder = match wanted {
+            Some((number, protocol)) => self.shared.engine.port_holder(number, protocol).await.ok().flatten(),
+            None => None,
+        };
+        let holder = match holder {
+            Some(container) => match self.shared.engine.list().await {
+                Ok(ours) if ours.iter().any(|our| our.name == container) => format!("instance {container}"),
+                Ok(_) | Err(_) => format!("container {container}"),
+            },
+            None => "a process on the droplet".to_owned(),
+        };
+        let number = port.or(wanted.map(|(number, _)| number)).map(|number| format!(" {number}")).unwrap_or_default();
+        let message = format!("host port{number} is taken by {holder}");
+        Stop::Failed(Failure::new(FailureKind::PortConflict { holder }, message))
+    }
+}
