@@ -158,3 +158,33 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
 
 /// A JSON answer of any shape.
 type Answer = Json<serde_json::Value>;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_description_names_every_route_and_no_other() {
+        let described: serde_json::Value = serde_json::from_str(include_str!("../../openapi.json")).unwrap();
+        let mut operations = BTreeSet::new();
+        for (path, methods) in described["paths"].as_object().unwrap() {
+            for (method, operation) in methods.as_object().unwrap() {
+                let guarded = operation["security"].as_array().unwrap().iter().any(|way| way["internal"].is_array());
+                operations.insert((method.clone(), path.clone(), guarded));
+            }
+        }
+        let served: BTreeSet<_> = routes()
+            .into_iter()
+            .map(|route| (route.method.to_owned(), route.path.to_owned(), route.internal))
+            .collect();
+        assert_eq!(operations, served);
+    }
+
+    #[test]
+    fn the_description_has_this_version() {
+        let described: serde_json::Value = serde_json::from_str(include_str!("../../openapi.json")).unwrap();
+        assert_eq!(described["info"]["version"], env!("CARGO_PKG_VERSION"));
+    }
+}
