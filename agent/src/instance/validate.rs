@@ -62,6 +62,10 @@ pub fn validate(body: &Value, policy: &Policy) -> Result<(Spec, Vec<Fault>), Ref
         return Err(findings.refusal());
     };
     let name: Option<InstanceName> = required_text(body, "instanceNameOnToolbox", &mut findings);
+    if name.as_ref().is_some_and(|name| name.as_str() == "status") {
+        // GET /tools/status is the list old callers read.
+        findings.fault(&root.key("instanceNameOnToolbox"), "is reserved");
+    }
     let id: Option<AccountToolInstanceId> = required_text(body, "accountToolInstanceId", &mut findings);
     let image: Option<ImageReference> = required_text(body, "dockerImageUrl", &mut findings);
     let pull_policy = pull_policy(body, &mut findings);

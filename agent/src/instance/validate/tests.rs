@@ -1,1 +1,316 @@
+use dtma_api::instance::{PullPolicy, Transport};
+use serde_json::{Value, json};
 
+use super::*;
+use crate::instance::spec::{Capability, HostPort, PortProtocol, RestartPolicy};
+
+fn body(more: Value) -> Value {
+    let mut body = json!({
+        "dockerImageUrl": "registry.example/server:1",
+        "instanceNameOnToolbox": "one",
+        "accountToolInstanceId": "ati-1",
+    });
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+fn read(more: Value) -> Result<(Spec, Vec<Fault>), Refusal> {
+    validate(&body(more), &Policy::default())
+}
+
+fn host(config: Value) -> Result<(Spec, Vec<Fault>), Refusal> {
+    read(json!({ "baseConfigOverrideJson": { "HostConfig": config } }))
+}
+
+fn paths(refusal: &Refusal) -> Vec<&str> {
+    refusal.faults.iter().map(|fault| fault.path.as_str()).collect()
+}
+
+#[test]
+fn the_old_fields_alone_are_a_whole_deploy() {
+    let (spec, warnings) = read(json!({})).unwrap();
+    assert_eq!(warnings, []);
+    assert_eq!(spec.name.as_str(), "one");
+    assert_eq!(
+        (spec.mcp, spec.pull_policy, spec.restart),
+        (None, PullPolicy::IfNotPresent, RestartPolicy::UnlessStopped)
+    );
+    assert_eq!((spec.limits.memory_bytes, spec.limits.pids), (512 << 20, 256));
+}
+
+#[test]
+fn what_the_old_callers_send_is_taken_and_the_agents_own_port_is_replaced() {
+    let (spec, warnings) = read(json!({ "baseConfigOverrideJson": {
+        "Env": ["A=1", "B=x=y"],
+        "HostConfig": { "PortBindings": { "8080/tcp": [{ "HostPort": "30000" }] }, "RestartPolicy": { "Name": "always" } },
+    }}))
+    .unwrap();
+    assert_eq!(spec.ports.len(), 1);
+    assert_eq!(
+        (spec.ports[0].container, spec.ports[0].protocol, spec.ports[0].host),
+        (8080, PortProtocol::Tcp, HostPort::Any)
+    );
+    assert_eq!(spec.process.environment.0.get("B").map(String::as_str), Some("x=y"));
+    let warned: Vec<&str> = warnings.iter().map(|warning| warning.path.as_str()).collect();
+    assert_eq!(
+        warned,
+        [
+            "$.baseConfigOverrideJson.HostConfig.PortBindings[\"8080/tcp\"][0].HostPort",
+            "$.baseConfigOverrideJson.HostConfig.RestartPolicy.Name",
+        ]
+    );
+}
+
+#[test]
+fn every_fault_is_named_at_once_with_its_place() {
+    let refusal = validate(
+        &json!({
+            "instanceNameOnToolbox": "../etc",
+            "accountToolInstanceId": 7,
+            "pullPolicy": "sometimes",
+            "mcpTransportType": "carrier pigeon",
+            "mcpPort": 0,
+            "environmentVariables": { "A B": "x", "GOOD": ["x"] },
+            "resourceLimits": { "memory": "lots", "cpu": 0 },
+            "volumes": [{ "name": "a.b", "path": "/proc/x" }, "nonsense"],
+            "egress": "none",
+            "baseConfigOverrideJson": { "Env": ["NOPE", 1], "WorkingDir": "relative", "Labels": { "dtma.managed": "false" } },
+        }),
+        &Policy::default(),
+    )
+    .unwrap_err();
+    assert!(!refusal.forbidden);
+    let mut named = paths(&refusal);
+    named.sort_unstable();
+    assert_eq!(
+        named,
+        [
+            "$.accountToolInstanceId",
+            "$.baseConfigOverrideJson.Env[0]",
+            "$.baseConfigOverrideJson.Env[1]",
+            "$.baseConfigOverrideJson.Labels[\"dtma.managed\"]",
+            "$.baseConfigOverrideJson.WorkingDir",
+            "$.dockerImageUrl",
+            "$.egress",
+            "$.environmentVariables.GOOD",
+            "$.environmentVariables[\"A B\"]",
+            "$.instanceNameOnToolbox",
+            "$.mcpPort",
+            "$.mcpTransportType",
+            "$.pullPolicy",
+            "$.resourceLimits.cpu",
+            "$.resourceLimits.memory",
+            "$.volumes[0].name",
+            "$.volumes[0].path",
+            "$.volumes[1]",
+        ]
+    );
+}
+
+#[test]
+fn nothing_that_hands_over_the_host_is_let_through() {
+    for config in [
+        json!({ "Privileged": true }),
+        json!({ "Binds": ["/:/host"] }),
+        json!({ "Binds": ["/var/run/docker.sock:/var/run/docker.sock"] }),
+        json!({ "Binds": ["somebodys-volume:/data"] }),
+        json!({ "Mounts": [{ "Type": "bind", "Source": "/", "Target": "/host" }] }),
+        json!({ "VolumesFrom": ["other"] }),
+        json!({ "Devices": [{ "PathOnHost": "/dev/sda" }] }),
+        json!({ "DeviceRequests": [{ "Count": -1 }] }),
+        json!({ "DeviceCgroupRules": ["a *:* rwm"] }),
+        json!({ "NetworkMode": "host" }),
+        json!({ "NetworkMode": "container:other" }),
+        json!({ "NetworkMode": "somebodys-network" }),
+        json!({ "PidMode": "host" }),
+        json!({ "PidMode": "container:other" }),
+        json!({ "IpcMode": "host" }),
+        json!({ "UTSMode": "host" }),
+        json!({ "UsernsMode": "host" }),
+        json!({ "CgroupnsMode": "host" }),
+        json!({ "CgroupParent": "/" }),
+        json!({ "CapAdd": ["SYS_ADMIN"] }),
+        json!({ "CapAdd": ["ALL"] }),
+        json!({ "CapAdd": ["CAP_NET_ADMIN"] }),
+        json!({ "CapAdd": [7] }),
+        json!({ "SecurityOpt": ["seccomp=unconfined"] }),
+        json!({ "SecurityOpt": ["apparmor=unconfined"] }),
+        json!({ "Sysctls": { "kernel.msgmax": "1" } }),
+        json!({ "Runtime": "other" }),
+        json!({ "OomKillDisable": true }),
+        json!({ "OomScoreAdj": -1000 }),
+        json!({ "MaskedPaths": [] }),
+        json!({ "ReadonlyPaths": [] }),
+    ] {
+        let refusal = host(config.clone()).expect_err(&config.to_string());
+        assert!(refusal.forbidden, "{config}");
+        let key = config.as_object().unwrap().keys().next().unwrap();
+        assert!(refusal.faults[0].path.contains(&format!(".HostConfig.{key}")), "{config}: {refusal:?}");
+    }
+}
+
+#[test]
+fn defaults_spelt_out_are_as_if_absent() {
+    let (spec, warnings) = host(json!({
+        "Privileged": false, "Binds": null, "Mounts": [], "Devices": [], "NetworkMode": "default", "IpcMode": "private",
+        "PidMode": "", "CapAdd": null, "SecurityOpt": ["no-new-privileges"], "Sysctls": {}, "OomScoreAdj": 0, "Memory": 0,
+        "MaskedPaths": null,
+    }))
+    .unwrap();
+    assert_eq!(warnings, []);
+    assert_eq!(spec, read(json!({})).unwrap().0);
+}
+
+#[test]
+fn options_nobody_reads_are_named_in_a_warning() {
+    let (_, warnings) = read(json!({
+        "somethingNew": 1,
+        "baseConfigOverrideJson": { "Hostname": "x", "HostConfig": { "DnsSearch": ["x"], "ExtraHosts": [] } },
+    }))
+    .unwrap();
+    let mut warned: Vec<&str> = warnings.iter().map(|warning| warning.path.as_str()).collect();
+    warned.sort_unstable();
+    assert_eq!(
+        warned,
+        ["$.baseConfigOverrideJson.HostConfig.DnsSearch", "$.baseConfigOverrideJson.Hostname", "$.somethingNew"]
+    );
+}
+
+#[test]
+fn limits_are_read_in_dockers_units_and_the_newer_field_wins() {
+    let (spec, _) = host(json!({ "Memory": "256m", "NanoCpus": 500_000_000, "PidsLimit": 64 })).unwrap();
+    assert_eq!((spec.limits.memory_bytes, spec.limits.nano_cpus, spec.limits.pids), (256 << 20, 500_000_000, 64));
+    let (spec, _) = read(json!({
+        "resourceLimits": { "memory": "1g", "cpu": 0.25 },
+        "baseConfigOverrideJson": { "HostConfig": { "Memory": 268_435_456 } },
+    }))
+    .unwrap();
+    assert_eq!((spec.limits.memory_bytes, spec.limits.nano_cpus), (1 << 30, 250_000_000));
+    for bad in [json!("5m"), json!(-1), json!("1t"), json!("99999999999g"), json!("m"), json!(true)] {
+        assert!(host(json!({ "Memory": bad })).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn capabilities_docker_gives_anyway_may_be_asked_back() {
+    let (spec, _) = host(json!({ "CapAdd": ["CAP_CHOWN", "setuid"] })).unwrap();
+    assert_eq!(spec.sandbox.capabilities, [Capability::Chown, Capability::Setuid].into());
+}
+
+#[test]
+fn an_mcp_server_gets_the_usual_port_and_path() {
+    let (spec, warnings) = read(json!({ "mcpTransportType": "http" })).unwrap();
+    assert_eq!(spec.mcp, Some(McpServer { transport: Transport::Http, port: 8080, path: "/mcp".into() }));
+    assert_eq!(warnings, []);
+    let (_, warnings) = read(json!({ "mcpTransportType": "stdio" })).unwrap();
+    assert_eq!(warnings.len(), 1);
+    for path in ["mcp", "/a b", "/a?b", "/a#b", "/ä"] {
+        assert!(read(json!({ "mcpTransportType": "http", "mcpEndpointPath": path })).is_err(), "{path}");
+    }
+}
+
+#[test]
+fn ports_that_clash_or_are_none_are_faults() {
+    let bindings = |bindings: Value| host(json!({ "PortBindings": bindings }));
+    assert!(bindings(json!({ "80/tcp": [{ "HostPort": "8080" }], "81/tcp": [{ "HostPort": 8080 }] })).is_err());
+    assert!(bindings(json!({ "80/tcp": [{ "HostPort": "8080" }], "80/udp": [{ "HostPort": 8080 }] })).is_ok());
+    assert!(bindings(json!({ "80/sctp": [] })).is_err());
+    assert!(bindings(json!({ "0": [] })).is_err());
+    assert!(bindings(json!({ "80/tcp": [{ "HostPort": "8000-8010" }] })).is_err());
+    let (spec, warnings) = bindings(json!({ "80": [{ "HostIp": "0.0.0.0", "HostPort": "" }] })).unwrap();
+    assert_eq!((spec.ports[0].host, warnings.len()), (HostPort::Any, 1));
+}
+
+#[test]
+fn a_value_never_appears_in_a_fault() {
+    let refusal = read(json!({
+        "environmentVariables": { "BAD NAME": "hunter2", "LIST": ["hunter2"] },
+        "baseConfigOverrideJson": { "Env": ["hunter2", "1BAD=hunter2"] },
+    }))
+    .unwrap_err();
+    assert_eq!(refusal.faults.len(), 4);
+    assert!(!format!("{refusal:?}").contains("hunter2"));
+}
+
+#[test]
+fn a_name_that_is_a_path_of_the_api_is_reserved() {
+    let body = json!({ "dockerImageUrl": "a", "instanceNameOnToolbox": "status", "accountToolInstanceId": "x" });
+    assert_eq!(paths(&validate(&body, &Policy::default()).unwrap_err()), ["$.instanceNameOnToolbox"]);
+}
+
+#[test]
+fn anything_but_an_object_is_one_fault() {
+    for body in [json!(null), json!([]), json!("x"), json!(1)] {
+        assert_eq!(paths(&validate(&body, &Policy::default()).unwrap_err()), ["$"]);
+    }
+}
+
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            ".{0,12}".prop_map(Value::from),
+        ];
+        let keys = prop::sample::select(vec![
+            "HostConfig",
+            "PortBindings",
+            "8080/tcp",
+            "HostPort",
+            "HostIp",
+            "Memory",
+            "NanoCpus",
+            "RestartPolicy",
+            "Name",
+            "CapAdd",
+            "Env",
+            "Cmd",
+            "Labels",
+            "Tmpfs",
+            "volumes",
+            "name",
+            "path",
+            "memory",
+            "cpu",
+            "resourceLimits",
+            "mcpPort",
+            "environmentVariables",
+            "baseConfigOverrideJson",
+            "Privileged",
+            "Binds",
+            "Mounts",
+            "NetworkMode",
+        ]);
+        leaf.prop_recursive(5, 48, 6, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map(keys.clone().prop_map(str::to_owned), inner, 0..5)
+                    .prop_map(|members| Value::Object(members.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_sent_is_answered_and_what_is_accepted_survives_the_ledger(more in any_json()) {
+            let mut sent = body(json!({}));
+            if let Some(members) = more.as_object() {
+                sent.as_object_mut().unwrap().extend(members.clone());
+            }
+            match validate(&sent, &Policy::default()) {
+                Ok((spec, _)) => {
+                    let again: Spec = serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap();
+                    prop_assert_eq!(&again, &spec);
+                    prop_assert_eq!(again.hash(), spec.hash());
+                }
+                Err(refusal) => prop_assert!(!refusal.faults.is_empty()),
+            }
+        }
+    }
+}

@@ -1,1 +1,236 @@
+use std::time::Duration;
 
+use jiff::Timestamp;
+use proptest::prelude::*;
+
+use super::*;
+use crate::engine::Exit;
+use crate::instance::spec::examples;
+use crate::instance::{DeploymentId, Failure, FailureKind, SpecHash};
+
+fn entry(intent: Intent, proven: bool) -> Entry {
+    let spec = examples::spec("one");
+    Entry {
+        spec_hash: spec.hash(),
+        deployment: DeploymentId(uuid::Uuid::nil()),
+        intent,
+        proven,
+        image_digest: None,
+        accepted_at: Timestamp::UNIX_EPOCH,
+        spec,
+    }
+}
+
+fn container(id: &str, condition: Condition) -> Container {
+    let spec = examples::spec("one");
+    Container {
+        id: ContainerId(id.to_owned()),
+        name: "one".to_owned(),
+        instance: Some(spec.name.clone()),
+        spec_hash: spec.hash(),
+        spec_label: String::new(),
+        deployment: None,
+        created: 0,
+        condition,
+        restart_count: 0,
+        ports: Vec::new(),
+        address: None,
+    }
+}
+
+fn running() -> Condition {
+    Condition::Running { since: Timestamp::UNIX_EPOCH }
+}
+
+fn exited(code: i64) -> Condition {
+    Condition::Exited(Exit { code, out_of_memory: false, error: String::new() })
+}
+
+fn subject<'a>(entry: &'a Entry, containers: &'a [Container]) -> Subject<'a> {
+    Subject { entry, containers, nudge: None, failing: false, not_before: None }
+}
+
+fn steps(subject: &Subject<'_>) -> Vec<Step> {
+    plan(subject, Instant::now()).map(|job| job.steps).unwrap_or_default()
+}
+
+fn discard(id: &str) -> Step {
+    Step::Discard(ContainerId(id.to_owned()))
+}
+
+#[test]
+fn a_deploy_goes_on_from_wherever_it_was_left() {
+    let new = entry(Intent::Run, false);
+    let left = |condition: Condition| steps(&subject(&new, &[container("a", condition)]));
+    assert_eq!(steps(&subject(&new, &[])), [Step::Fetch, Step::Create, Step::Start, Step::Await]);
+    assert_eq!(left(Condition::Created), [Step::Start, Step::Await]);
+    assert_eq!(left(running()), [Step::Await]);
+    assert_eq!(left(exited(1)), [Step::Start, Step::Await]);
+}
+
+#[test]
+fn docker_restarts_what_crashes_and_the_plan_leaves_it_alone() {
+    let proven = entry(Intent::Run, true);
+    let restarting = Condition::Restarting(Exit { code: 1, out_of_memory: false, error: String::new() });
+    assert_eq!(steps(&subject(&proven, &[container("a", restarting)])), []);
+    assert_eq!(steps(&subject(&proven, &[container("a", running())])), []);
+}
+
+#[test]
+fn what_was_stopped_or_removed_behind_the_agents_back_is_put_right() {
+    let proven = entry(Intent::Run, true);
+    assert_eq!(steps(&subject(&proven, &[container("a", exited(0))])), [Step::Start, Step::Await]);
+    assert_eq!(steps(&subject(&proven, &[])), [Step::Fetch, Step::Create, Step::Start, Step::Await]);
+    let stopped = entry(Intent::Stop, true);
+    assert_eq!(steps(&subject(&stopped, &[container("a", running())])), [Step::Stop]);
+    assert_eq!(steps(&subject(&stopped, &[container("a", exited(0))])), []);
+    assert_eq!(steps(&subject(&stopped, &[])), []);
+}
+
+#[test]
+fn a_restart_policy_that_leaves_it_ended_is_kept_to_until_somebody_asks() {
+    let mut proven = entry(Intent::Run, true);
+    proven.spec.restart = RestartPolicy::Never;
+    let ended = [container("a", exited(0))];
+    assert_eq!(steps(&subject(&proven, &ended)), []);
+    let asked = Subject { nudge: Some(Nudge::Start), ..subject(&proven, &ended) };
+    assert_eq!(steps(&asked), [Step::Start, Step::Await]);
+}
+
+#[test]
+fn a_container_of_another_spec_goes_before_the_new_one_comes() {
+    let proven = entry(Intent::Run, true);
+    let mut outdated = container("old", running());
+    outdated.spec_hash = SpecHash::from_label("another");
+    let planned = steps(&subject(&proven, &[outdated]));
+    assert_eq!(planned, [discard("old"), Step::Fetch, Step::Create, Step::Start, Step::Await]);
+}
+
+#[test]
+fn doubles_go_and_the_running_one_stays() {
+    let proven = entry(Intent::Run, true);
+    let both = [container("idle", exited(0)), container("live", running())];
+    assert_eq!(steps(&subject(&proven, &both)), [discard("idle")]);
+}
+
+#[test]
+fn a_failure_is_waited_out_unless_somebody_asks() {
+    let proven = entry(Intent::Run, true);
+    let now = Instant::now();
+    let later = Some(now + Duration::from_secs(5));
+    let failing = Subject { failing: true, not_before: later, ..subject(&proven, &[]) };
+    assert_eq!(plan(&failing, now), None);
+    assert!(plan(&failing, now + Duration::from_secs(5)).is_some());
+    assert!(plan(&Subject { nudge: Some(Nudge::Start), ..failing }, now).is_some());
+}
+
+#[test]
+fn undoing_a_deploy_takes_back_only_the_volumes_it_made() {
+    let failure = Failure { kind: FailureKind::Refused, message: String::new(), log: Vec::new() };
+    let mut undone = entry(Intent::Remove(Departure::Undone(failure)), false);
+    undone.spec.volumes.push(crate::instance::Volume { name: "data".into(), path: "/data".into() });
+    let planned = steps(&subject(&undone, &[container("a", running())]));
+    assert_eq!(planned, [discard("a"), Step::RemoveVolumes(Volumes::OfDeployment(undone.deployment))]);
+    let asked = entry(Intent::Remove(Departure::Asked { volumes: true }), true);
+    let planned = steps(&subject(&asked, &[container("a", running())]));
+    let all = Step::RemoveVolumes(Volumes::OfInstance(asked.spec.name.clone()));
+    assert_eq!(planned, [Step::Stop, discard("a"), all]);
+}
+
+/// What a step does to the containers of one instance.
+fn perform(job: &Job, containers: &mut Vec<Container>, made: &mut u32) {
+    let mut target = job.container.clone();
+    for step in &job.steps {
+        match step {
+            Step::Discard(id) => containers.retain(|container| &container.id != id),
+            Step::Create => {
+                assert!(containers.iter().all(|container| container.name != "one"), "the name was still taken");
+                *made += 1;
+                let id = format!("made-{made}");
+                target = Some(ContainerId(id.clone()));
+                containers.push(container(&id, Condition::Created));
+            }
+            Step::Start | Step::Restart | Step::Stop => {
+                let target = target.as_ref().expect("a step on a container that was never named");
+                let found = containers.iter_mut().find(|container| &container.id == target);
+                found.expect("a step on a container that isn't there").condition =
+                    if *step == Step::Stop { exited(143) } else { running() };
+            }
+            Step::Fetch | Step::Await | Step::RemoveVolumes(_) => {}
+        }
+    }
+}
+
+fn any_condition() -> impl Strategy<Value = Condition> {
+    let exit = Exit { code: 1, out_of_memory: false, error: String::new() };
+    prop::sample::select(vec![
+        Condition::Created,
+        running(),
+        Condition::Paused,
+        Condition::Restarting(exit),
+        exited(0),
+        Condition::Dead,
+    ])
+}
+
+fn any_intent() -> impl Strategy<Value = Intent> {
+    let failure = Failure { kind: FailureKind::NoSpace, message: String::new(), log: Vec::new() };
+    prop::sample::select(vec![
+        Intent::Run,
+        Intent::Stop,
+        Intent::Remove(Departure::Asked { volumes: false }),
+        Intent::Remove(Departure::Asked { volumes: true }),
+        Intent::Remove(Departure::Undone(failure)),
+    ])
+}
+
+proptest! {
+    /// From any mess, carrying out plans ends with what is wanted, and with nothing more to do. Names are unique, as at a real engine.
+    #[test]
+    fn plans_lead_to_what_is_wanted(
+        intent in any_intent(),
+        proven: bool,
+        first in prop::option::of(any_condition()),
+        other in prop::option::of((any_condition(), any::<bool>())),
+    ) {
+        let wanted = entry(intent, proven);
+        let mut containers: Vec<Container> = first.map(|condition| container("first", condition)).into_iter().collect();
+        if let Some((condition, same_spec)) = other {
+            let mut other = container("other", condition);
+            other.name = "renamed".to_owned();
+            if !same_spec {
+                other.spec_hash = SpecHash::from_label("another");
+            }
+            containers.push(other);
+        }
+        let (mut made, mut rounds, mut settled) = (0, 0, false);
+        while let Some(job) = plan(&Subject { failing: false, ..subject(&wanted, &containers) }, Instant::now()) {
+            if matches!(wanted.intent, Intent::Remove(_)) && containers.is_empty() {
+                settled = true;
+                break;
+            }
+            // Waiting for it to show that it runs is all that is left.
+            if job.steps == [Step::Await] {
+                settled = true;
+                break;
+            }
+            perform(&job, &mut containers, &mut made);
+            rounds += 1;
+            prop_assert!(rounds < 4, "no end to it: {job:?}");
+        }
+        prop_assert!(settled || rounds < 4);
+        let lively = |container: &Container| {
+            matches!(container.condition, Condition::Running { .. } | Condition::Restarting(_) | Condition::Paused)
+        };
+        match wanted.intent {
+            Intent::Run => {
+                prop_assert_eq!(containers.len(), 1);
+                prop_assert!(lively(&containers[0]));
+                prop_assert_eq!(&containers[0].spec_hash, &wanted.spec_hash);
+                prop_assert_eq!(&containers[0].name, "one");
+            }
+            Intent::Stop => prop_assert!(!containers.iter().any(lively)),
+            Intent::Remove(_) => prop_assert_eq!(containers.len(), 0),
+        }
+    }
+}
