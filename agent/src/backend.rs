@@ -5,4 +5,4 @@ mod link;
 pub mod pace;
 
 pub use client::{BackendClient, BackendError};
-pub use link::{Link, LinkState, Reporting};
+pub use link::{Link, LinkState, NoToken, Patience, Reporting};

@@ -47,6 +47,14 @@ pub fn kernel() -> Option<String> {
     sysinfo::System::kernel_version().ok()
 }
 
+/// Memory of this process that is in RAM; 0 where the kernel doesn't tell.
+pub fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kibibytes: Option<u64> = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+    kibibytes.unwrap_or_default() * 1024
+}
+
 struct Sampler {
     system: Option<sysinfo::System>,
     disk: Option<Disk>,
@@ -112,7 +120,7 @@ mod tests {
         assert!(directory.path().starts_with(&disk.mount), "{disk:?}");
         assert!(disk.total_bytes > 0 && disk.used_bytes + disk.free_bytes == disk.total_bytes, "{disk:?}");
         assert!((0.0..=100.0).contains(&sample.metrics.cpu_load_percent));
-        assert!(sample.uptime_seconds > 0 && kernel().is_some());
+        assert!(sample.uptime_seconds > 0 && kernel().is_some() && resident_bytes() > 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,8 +9,6 @@ use reqwest::{Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The longest a call may take, answer included.
-const TIMEOUT: Duration = Duration::from_secs(15);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// More than any answer needs.
 const MAX_ANSWER_BYTES: usize = 256 * 1024;
@@ -79,15 +77,15 @@ pub enum BackendError {
 }
 
 impl BackendClient {
-    /// A client of the backend at `base_url` (no slash at the end). Loads the system's certificates, which takes tens of milliseconds:
+    /// A client of the backend at `base_url` (no slash at the end), every call of which takes `patience` at most. Loads the system's certificates, which takes tens of milliseconds:
     /// not for the start-up path.
     ///
     /// # Errors
     /// [`BackendError::Client`].
-    pub fn new(base_url: &str) -> Result<Self, BackendError> {
+    pub fn new(base_url: &str, patience: Duration) -> Result<Self, BackendError> {
         let http = reqwest::Client::builder()
             .user_agent(concat!("dtma-agent/", env!("CARGO_PKG_VERSION")))
-            .timeout(TIMEOUT)
+            .timeout(patience)
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_max_idle_per_host(1)
             // A redirect would carry the token to wherever it points.

@@ -18,18 +18,47 @@ use crate::config::Backend;
 use crate::http::callers::Callers;
 use crate::store::identity::{Enrolment, Identity};
 
-/// Between heartbeats, until a provisioner says otherwise.
-const DEFAULT_INTERVAL: Duration = Duration::from_secs(60);
 /// A provisioner can't ask for more heartbeats than this.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
-/// Changes that come together go out in one heartbeat.
-const SETTLE: Duration = Duration::from_millis(250);
-/// At least this long between two heartbeats sent because something changed.
-const PAUSE: Duration = Duration::from_secs(1);
-/// Longest wait between two attempts to enrol.
-const LONGEST_ENROL_WAIT: Duration = Duration::from_secs(30);
-/// Wait after a refusal that is final: only a person can change that, so asking often would help nobody.
-const REFUSED_WAIT: Duration = Duration::from_secs(600);
+
+/// How patient a link is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// Between heartbeats, until a provisioner says otherwise.
+    pub interval: Duration,
+    /// Changes that come together within this time go out in one heartbeat.
+    pub settle: Duration,
+    /// At least this long between two heartbeats, whatever changes.
+    pub pause: Duration,
+    /// First wait after a failure; doubles up to the interval, or `longest_enrol_wait`.
+    pub first_wait: Duration,
+    /// Longest wait between two attempts to enrol.
+    pub longest_enrol_wait: Duration,
+    /// Wait after a refusal that is final: only a person can change that, so asking often would help nobody.
+    pub refused_wait: Duration,
+    /// The longest a call may take, answer included.
+    pub answer: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(60),
+            settle: Duration::from_millis(250),
+            pause: Duration::from_secs(1),
+            first_wait: Duration::from_millis(500),
+            longest_enrol_wait: Duration::from_secs(30),
+            refused_wait: Duration::from_secs(600),
+            answer: Duration::from_secs(15),
+        }
+    }
+}
+
+impl Patience {
+    fn after(&self, failures: u32, longest: Duration) -> Duration {
+        backoff(failures, self.first_wait, longest, chance())
+    }
+}
 
 /// What a link needs of the rest of the agent.
 pub struct Reporting {
@@ -83,6 +112,7 @@ pub struct NoToken;
 pub struct Link {
     kind: Kind,
     state: watch::Sender<LinkState>,
+    patience: Patience,
 }
 
 #[derive(Debug)]
@@ -103,6 +133,7 @@ impl Link {
         identity: Identity,
         own_keys: &[TokenHash],
         callers: &Callers,
+        patience: Patience,
     ) -> Result<Self, NoToken> {
         let (kind, state) = match backend {
             Backend::Offline => (Kind::Offline, LinkState::Offline),
@@ -124,7 +155,7 @@ impl Link {
                 }
             }
         };
-        Ok(Self { kind, state: watch::Sender::new(state) })
+        Ok(Self { kind, state: watch::Sender::new(state), patience })
     }
 
     /// How it stands, now and from now on.
@@ -132,38 +163,34 @@ impl Link {
         self.state.subscribe()
     }
 
-    /// Whether the agent has, or will have, a token of its own, and whether it knows where to report.
-    pub fn has_token_and_base(&self) -> (bool, bool) {
-        match &self.kind {
-            Kind::Offline => (false, false),
-            Kind::Standalone { .. } | Kind::Enrolled { .. } => (true, true),
-            Kind::Enrolling { .. } => (false, true),
-        }
+    /// Whether there is anybody to report to.
+    pub fn reports(&self) -> bool {
+        !matches!(self.kind, Kind::Offline)
     }
 
     /// Reports for as long as the agent runs; an offline agent's link ends at once.
     pub async fn run(self, reporting: Reporting) {
-        let Self { kind, state } = self;
+        let Self { kind, state, patience } = self;
         let base_url = match &kind {
             Kind::Offline => return,
             Kind::Standalone { base_url, .. } | Kind::Enrolled { base_url, .. } | Kind::Enrolling { base_url, .. } => {
                 base_url.clone()
             }
         };
-        let client = client(base_url).await;
+        let client = client(base_url, patience).await;
         let mut reporter = match kind {
             Kind::Offline => return,
-            Kind::Standalone { bearer, .. } => Reporter { client, bearer, enrolled: None, reporting, state },
+            Kind::Standalone { bearer, .. } => Reporter { client, bearer, enrolled: None, reporting, state, patience },
             Kind::Enrolled { identity, enrolment, .. } => {
                 let bearer = enrolment.bearer_token.clone();
-                Reporter { client, bearer, enrolled: Some((identity, enrolment)), reporting, state }
+                Reporter { client, bearer, enrolled: Some((identity, enrolment)), reporting, state, patience }
             }
             Kind::Enrolling { identity, token, .. } => {
-                let (identity, enrolment) = enrol(&client, identity, &token, &state).await;
+                let (identity, enrolment) = enrol(&client, identity, &token, &state, patience).await;
                 reporting.callers.set_keys(accepted(&reporting.own_keys, &enrolment.settings));
                 state.send_replace(LinkState::Linked { taken: 0, failing: 0, problem: None });
                 let bearer = enrolment.bearer_token.clone();
-                Reporter { client, bearer, enrolled: Some((identity, enrolment)), reporting, state }
+                Reporter { client, bearer, enrolled: Some((identity, enrolment)), reporting, state, patience }
             }
         };
         reporter.run().await;
@@ -175,17 +202,17 @@ fn accepted(own: &[TokenHash], settings: &AgentSettings) -> Vec<TokenHash> {
 }
 
 /// Makes the client on a thread of its own, because it reads the system's certificates; again and again should that ever fail.
-async fn client(base_url: String) -> BackendClient {
+async fn client(base_url: String, patience: Patience) -> BackendClient {
     let mut failures = 0;
     loop {
         let base_url = base_url.clone();
-        match tokio::task::spawn_blocking(move || BackendClient::new(&base_url)).await {
+        match tokio::task::spawn_blocking(move || BackendClient::new(&base_url, patience.answer)).await {
             Ok(Ok(client)) => return client,
             Ok(Err(error)) => tracing::error!(error = %chain(&error), "no client for the backend"),
             Err(error) => tracing::error!(%error, "making the client for the backend was interrupted"),
         }
         failures += 1;
-        sleep(backoff(failures, DEFAULT_INTERVAL, chance())).await;
+        sleep(patience.after(failures, patience.interval)).await;
     }
 }
 
@@ -194,6 +221,7 @@ async fn enrol(
     mut identity: Identity,
     token: &Token,
     state: &watch::Sender<LinkState>,
+    patience: Patience,
 ) -> (Identity, Enrolment) {
     let request = EnrolmentRequest {
         certificate_pin: identity.pin(),
@@ -212,7 +240,7 @@ async fn enrol(
                         tracing::info!(environment = %enrolment.environment_id, failures = failures - 1, "enrolled");
                         return (identity, enrolment);
                     }
-                    Err(error) => (chain(&error), backoff(failures, LONGEST_ENROL_WAIT, chance())),
+                    Err(error) => (chain(&error), patience.after(failures, patience.longest_enrol_wait)),
                 }
             }
             Err(error @ BackendError::TokenRefused { .. }) => {
@@ -221,9 +249,9 @@ async fn enrol(
                     "this agent can't enrol: its one-time token is not accepted. Ask for the environment again, or set a new \
                      DTMA_ENROLMENT_TOKEN"
                 );
-                (chain(&error), jittered(REFUSED_WAIT, chance()))
+                (chain(&error), jittered(patience.refused_wait, chance()))
             }
-            Err(error) => (chain(&error), backoff(failures, LONGEST_ENROL_WAIT, chance())),
+            Err(error) => (chain(&error), patience.after(failures, patience.longest_enrol_wait)),
         };
         tracing::warn!(problem, failures, next_in_ms = u64::try_from(wait.as_millis()).ok(), "not enrolled yet");
         state.send_replace(LinkState::Enrolling { problem: Some(problem) });
@@ -238,6 +266,7 @@ struct Reporter {
     enrolled: Option<(Identity, Enrolment)>,
     reporting: Reporting,
     state: watch::Sender<LinkState>,
+    patience: Patience,
 }
 
 impl Reporter {
@@ -255,7 +284,7 @@ impl Reporter {
                     failures = 0;
                     self.taken();
                     // New settings or a new token are confirmed soon, by using them.
-                    if self.follow(directives) { PAUSE } else { jittered(self.interval(), chance()) }
+                    if self.follow(directives) { self.patience.pause } else { jittered(self.interval(), chance()) }
                 }
                 Err(error) => {
                     failures += 1;
@@ -270,7 +299,7 @@ impl Reporter {
                     if refused {
                         jittered(self.interval(), chance())
                     } else {
-                        backoff(failures, self.interval(), chance())
+                        self.patience.after(failures, self.interval())
                     }
                 }
             };
@@ -287,7 +316,7 @@ impl Reporter {
                     // Pull progress is no change of state, and comes in crowds.
                     Ok(InstanceEvent { progress: Some(_), .. }) => {}
                     Ok(_) | Err(RecvError::Lagged(_)) => {
-                        until = until.min((Instant::now() + SETTLE).max(sent + PAUSE));
+                        until = until.min((Instant::now() + self.patience.settle).max(sent + self.patience.pause));
                     }
                     // Nobody reports changes any more: the agent is ending.
                     Err(RecvError::Closed) => return sleep_until(until).await,
@@ -298,7 +327,7 @@ impl Reporter {
 
     fn interval(&self) -> Duration {
         let given = self.enrolled.as_ref().map(|(_, enrolment)| enrolment.settings.heartbeat_interval_seconds);
-        given.map_or(DEFAULT_INTERVAL, |seconds| Duration::from_secs(seconds).max(SHORTEST_INTERVAL))
+        given.map_or(self.patience.interval, |seconds| Duration::from_secs(seconds).max(SHORTEST_INTERVAL))
     }
 
     fn taken(&self) {

@@ -11,7 +11,8 @@ use serde_json::Value;
 pub struct ApiError {
     status: StatusCode,
     failure: Failure,
-    header: Option<(HeaderName, HeaderValue)>,
+    /// Boxed, because errors travel in results and few have one.
+    header: Option<Box<(HeaderName, HeaderValue)>>,
 }
 
 impl ApiError {
@@ -28,7 +29,7 @@ impl ApiError {
 
     /// The same with a header on the answer, such as `retry-after`.
     pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.header = Some((name, value));
+        self.header = Some(Box::new((name, value)));
         self
     }
 }
@@ -36,7 +37,8 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.failure)).into_response();
-        if let Some((name, value)) = self.header {
+        if let Some(header) = self.header {
+            let (name, value) = *header;
             response.headers_mut().insert(name, value);
         }
         response

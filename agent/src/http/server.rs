@@ -65,6 +65,17 @@ struct Counts {
     turned_away: AtomicU64,
 }
 
+impl Default for ServerState {
+    fn default() -> Self {
+        Self(Arc::new(Counts {
+            started: Instant::now(),
+            turned: AtomicU64::new(0),
+            open: Mutex::default(),
+            turned_away: AtomicU64::new(0),
+        }))
+    }
+}
+
 impl ServerState {
     /// Time since the accept loop last turned; a second or so while it lives.
     pub fn since_last_turn(&self) -> Duration {
@@ -140,20 +151,10 @@ impl Server {
         tls: Option<TlsAcceptor>,
         plaintext: Plaintext,
         router: Router,
+        state: ServerState,
     ) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
-        let counts = Counts {
-            started: Instant::now(),
-            turned: AtomicU64::new(0),
-            open: Mutex::default(),
-            turned_away: AtomicU64::new(0),
-        };
-        Ok(Self { listener, door: Arc::new(Door { tls, plaintext, router }), state: ServerState(Arc::new(counts)) })
-    }
-
-    /// How it is doing.
-    pub fn state(&self) -> ServerState {
-        self.state.clone()
+        Ok(Self { listener, door: Arc::new(Door { tls, plaintext, router }), state })
     }
 
     /// Where it listens.

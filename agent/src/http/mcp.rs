@@ -1,0 +1,145 @@
+//! `ANY /tools/{ref}/mcp[/…]`: finds the instance and hands the exchange to the proxy.
+
+use axum::Router;
+use axum::extract::{Path, Request, State};
+use axum::http::uri::Authority;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use axum::routing::{MethodFilter, on};
+use dtma_api::InstanceName;
+use dtma_api::instance::{Health, InstanceState, Transport};
+use serde::Deserialize;
+
+use super::App;
+use super::error::ApiError;
+use crate::instance::Unresolved;
+use crate::mcp::{Forwarding, Obstacle, origin};
+use crate::reconcile::{Instances, NoUpstream};
+
+pub(super) fn router() -> Router<App> {
+    // What streamable HTTP uses, in both eras; anything else is answered with 405.
+    let methods = MethodFilter::POST.or(MethodFilter::GET).or(MethodFilter::DELETE).or(MethodFilter::OPTIONS);
+    Router::new()
+        .route("/tools/{ref}/mcp", on(methods, endpoint))
+        .route("/tools/{ref}/mcp/{*rest}", on(methods, endpoint))
+}
+
+#[derive(Deserialize)]
+struct Which {
+    r#ref: String,
+}
+
+async fn endpoint(
+    State(app): State<App>,
+    Path(Which { r#ref: reference }): Path<Which>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let parts = app.parts();
+    if !origin::permitted(request.headers(), request.uri().authority().map(Authority::as_str)) {
+        return Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "origin_not_allowed",
+            "web pages of this origin may not speak to MCP servers here",
+        ));
+    }
+    let name = parts.instances.resolve(&reference).map_err(unresolved)?;
+    let upstream = parts.instances.upstream(&name).map_err(|missing| no_upstream(&parts.instances, missing))?;
+    match upstream.transport {
+        Transport::Http => {}
+        Transport::Stdio | Transport::Sse | Transport::Websocket => {
+            return Err(ApiError::new(
+                StatusCode::NOT_IMPLEMENTED,
+                "transport_not_bridged",
+                "this version of the agent only passes streamable HTTP through; deploy the server with mcpTransportType http",
+            ));
+        }
+    }
+    let path = request.uri().path().to_owned();
+    let (prefix, suffix) = split(&path);
+    let forwarding = Forwarding { upstream: &upstream, prefix, suffix };
+    parts.proxy.forward(forwarding, request).await.map_err(|obstacle| {
+        tracing::info!(instance = %name, error = %obstacle, cause = ?std::error::Error::source(&obstacle), "an MCP exchange did not go through");
+        blocked(&parts.instances, &name, &obstacle)
+    })
+}
+
+/// `/tools/{ref}/mcp` and what follows it, both as they were sent.
+fn split(path: &str) -> (&str, &str) {
+    // `mcp` ends where the fourth slash is, if there is one.
+    let ends = path.match_indices('/').nth(3).map_or(path.len(), |(at, _)| at);
+    path.split_at_checked(ends).unwrap_or((path, ""))
+}
+
+fn unresolved(unresolved: Unresolved) -> ApiError {
+    match unresolved {
+        Unresolved::Unknown(_) => ApiError::new(StatusCode::NOT_FOUND, "instance_not_found", unresolved.to_string()),
+        Unresolved::Ambiguous(_) => ApiError::new(StatusCode::CONFLICT, "ambiguous_reference", unresolved.to_string()),
+    }
+}
+
+fn no_upstream(instances: &Instances, missing: NoUpstream) -> ApiError {
+    match &missing {
+        NoUpstream::NotFound(_) => ApiError::new(StatusCode::NOT_FOUND, "instance_not_found", missing.to_string()),
+        NoUpstream::NotMcp(_) => ApiError::new(StatusCode::NOT_FOUND, "not_an_mcp_server", missing.to_string()),
+        NoUpstream::NotRunning(name) => away(instances, name),
+    }
+}
+
+/// Why an instance that should answer doesn't, as far as the loop knows.
+fn away(instances: &Instances, name: &InstanceName) -> ApiError {
+    let unavailable = |code: &str, error: String| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, error);
+    let Some(view) = instances.get(name) else {
+        return ApiError::new(
+            StatusCode::NOT_FOUND,
+            "instance_not_found",
+            format!("there is no instance called {name}"),
+        );
+    };
+    match view.state {
+        InstanceState::Pulling | InstanceState::Creating | InstanceState::Starting | InstanceState::Running => {
+            unavailable("instance_starting", format!("the instance {name} is starting; try again in a moment"))
+                .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
+        }
+        InstanceState::Stopping | InstanceState::Stopped => unavailable(
+            "instance_stopped",
+            format!("the instance {name} is stopped; POST /tools/{name}/start starts it"),
+        ),
+        InstanceState::Failed => {
+            let why = view.error.unwrap_or_else(|| "the reason is in its log".to_owned());
+            unavailable("instance_failed", format!("the instance {name} does not run: {why}"))
+        }
+        InstanceState::Removing => unavailable("instance_removing", format!("the instance {name} is being removed")),
+    }
+}
+
+fn blocked(instances: &Instances, name: &InstanceName, obstacle: &Obstacle) -> ApiError {
+    let view = instances.get(name);
+    let runs =
+        view.as_ref().is_some_and(|view| view.state == InstanceState::Running && view.health != Health::Starting);
+    match obstacle {
+        Obstacle::Unreachable(_) if !runs => away(instances, name),
+        Obstacle::Unreachable(_) | Obstacle::HungUp(_) => {
+            let reason =
+                view.and_then(|view| view.health_reason).map(|reason| format!(" ({reason})")).unwrap_or_default();
+            let error = format!("the instance {name} runs, but {obstacle}{reason}");
+            ApiError::new(StatusCode::BAD_GATEWAY, "instance_unreachable", error)
+        }
+        Obstacle::Silent => {
+            ApiError::new(StatusCode::GATEWAY_TIMEOUT, "instance_silent", format!("the instance {name}: {obstacle}"))
+        }
+        Obstacle::TooLong => ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "message_too_long", obstacle.to_string()),
+        Obstacle::BadPath => ApiError::new(StatusCode::BAD_REQUEST, "bad_path", obstacle.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_is_split_as_it_was_sent() {
+        assert_eq!(split("/tools/a/mcp"), ("/tools/a/mcp", ""));
+        assert_eq!(split("/tools/a%2Fb/mcp/"), ("/tools/a%2Fb/mcp", "/"));
+        assert_eq!(split("/tools/a/mcp/x/y"), ("/tools/a/mcp", "/x/y"));
+    }
+}
