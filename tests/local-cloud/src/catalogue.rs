@@ -25,11 +25,11 @@ pub struct Size {
     /// GiB.
     pub disk: u32,
     /// TB a month.
-    transfer: f32,
+    transfer: f64,
     /// US dollars.
-    price_monthly: f32,
+    price_monthly: f64,
     /// US dollars.
-    price_hourly: f32,
+    price_hourly: f64,
     regions: &'static [&'static str],
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use jiff::Timestamp;
+use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use serde_json::{Value, json};
 
 use crate::action::{Action, Progress};
@@ -71,5 +71,6 @@ pub(super) fn action(action: &Action) -> Value {
 
 /// DigitalOcean's time stamps are whole seconds.
 fn time(at: Timestamp) -> String {
-    at.round(jiff::Unit::Second).unwrap_or(at).to_string()
+    let whole = TimestampRound::new().smallest(Unit::Second).mode(RoundMode::Trunc);
+    at.round(whole).unwrap_or(at).to_string()
 }

@@ -6,7 +6,7 @@ root=$1
 here=$(dirname "$0")
 
 # cloud-init: one data source, so it doesn't search; the network and the package source are set up before it starts. The modules are
-# those of Debian's own cloud.cfg, in its order, less the ones for disks, boot loaders, SSH and locales, which a droplet of
+# those of Debian's own cloud.cfg, in its order, less the ones for disks, boot loaders, SSH, passwords and locales, which a droplet of
 # this cloud doesn't have: each would only cost boot time or fail.
 mkdir -p "$root/etc/cloud/cloud.cfg.d"
 cat > "$root/etc/cloud/cloud.cfg.d/90_local_cloud.cfg" <<'CLOUD'
@@ -14,7 +14,7 @@ datasource_list: [ NoCloud ]
 network: { config: disabled }
 apt: { preserve_sources_list: true }
 cloud_init_modules: [ bootcmd, write-files, set_hostname, update_hostname, update_etc_hosts, ca-certs, users-groups ]
-cloud_config_modules: [ set-passwords, ntp, timezone, apt-configure, runcmd ]
+cloud_config_modules: [ ntp, timezone, apt-configure, runcmd ]
 cloud_final_modules:
   - package-update-upgrade-install
   - write-files-deferred
