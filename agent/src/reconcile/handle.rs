@@ -9,7 +9,7 @@ use dtma_api::{AccountToolInstanceId, InstanceName};
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use jiff::Timestamp;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
 use super::desk::{Desk, Shared};
@@ -131,6 +131,11 @@ impl Instances {
     /// Everything known at the end of the last pass. Costs nothing; it is shared.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.shared.published.borrow())
+    }
+
+    /// Follows what is published; the present one counts as seen only when it is looked at.
+    pub fn watch_snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.shared.published.subscribe()
     }
 
     /// Every instance, by name.
