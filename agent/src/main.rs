@@ -166,6 +166,8 @@ async fn run(settings: Settings, logs: logs::LogRing) -> Result<(), Box<dyn Erro
         () = asked_to_end(signals, &shutdown) => false,
         _ = &mut reconciling => true,
     };
+    // Told to end, the loop may be the first to do so.
+    let failed = loop_ended && !shutdown.is_cancelled();
     tell_systemd(&[NotifyState::Stopping]);
     shutdown.cancel();
     // What is under way may finish; nobody is told any more how it went.
@@ -174,10 +176,10 @@ async fn run(settings: Settings, logs: logs::LogRing) -> Result<(), Box<dyn Erro
     if serving.await.is_err() {
         return Err("the listener ended unexpectedly; the log says why".into());
     }
-    if loop_ended {
+    if failed {
         return Err("the loop that looks after instances ended unexpectedly; the log says why".into());
     }
-    if timeout(LOOP_END, reconciling).await.is_err() {
+    if !loop_ended && timeout(LOOP_END, reconciling).await.is_err() {
         tracing::warn!("the loop is still at work; ending anyway, it goes on from the ledger next time");
     }
     tracing::info!("ended in order");

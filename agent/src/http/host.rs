@@ -2,21 +2,20 @@
 
 use std::convert::Infallible;
 
-use axum::extract::{Query, State};
-use axum::http::{StatusCode, Uri, header};
+use axum::extract::State;
+use axum::http::{StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use dtma_api::failure::Fault;
 use futures_util::{StreamExt as _, stream};
-use jiff::Timestamp;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use tokio_stream::wrappers::BroadcastStream;
 
 use super::App;
 use super::error::ApiError;
+use super::tools::params::Parameters;
 use crate::logs::LogLine;
 use crate::system;
 
@@ -49,69 +48,19 @@ fn figures(app: &App) -> Value {
     })
 }
 
-/// `lines` (100, at most 2000), `since` (RFC 3339 or Unix seconds) and `follow` of a query string.
-#[derive(Debug, PartialEq)]
-struct LogQuery {
-    lines: usize,
-    since: Option<Timestamp>,
-    follow: bool,
-}
+/// Lines given when the caller doesn't say how many.
+const DEFAULT_LINES: usize = 100;
 
-impl LogQuery {
-    fn parse(uri: &Uri) -> Result<Self, ApiError> {
-        let pairs = Query::<Vec<(String, String)>>::try_from_uri(uri).map(|Query(pairs)| pairs).unwrap_or_default();
-        let mut query = Self { lines: 100, since: None, follow: false };
-        let mut faults = Vec::new();
-        for (name, value) in pairs {
-            let problem = match name.as_str() {
-                "lines" => match value.parse() {
-                    Ok(lines @ 1..=2_000) => {
-                        query.lines = lines;
-                        continue;
-                    }
-                    Ok(_) | Err(_) => "must be a number from 1 to 2000",
-                },
-                "since" => match point_in_time(&value) {
-                    Some(since) => {
-                        query.since = Some(since);
-                        continue;
-                    }
-                    None => "must be a time, as 2026-01-31T12:00:00Z or in Unix seconds",
-                },
-                "follow" => match value.as_str() {
-                    "true" | "1" | "" => {
-                        query.follow = true;
-                        continue;
-                    }
-                    "false" | "0" => continue,
-                    _ => "must be true or false",
-                },
-                _ => continue,
-            };
-            faults.push(Fault { path: format!("?{name}"), problem: problem.to_owned() });
-        }
-        if faults.is_empty() {
-            return Ok(query);
-        }
-        let sentences: Vec<_> = faults.iter().map(|fault| format!("{} {}", fault.path, fault.problem)).collect();
-        Err(ApiError::new(StatusCode::BAD_REQUEST, "invalid_request", sentences.join("; ")).with_details(json!(faults)))
-    }
-}
-
-fn point_in_time(text: &str) -> Option<Timestamp> {
-    match text.parse::<i64>() {
-        Ok(seconds) => Timestamp::from_second(seconds).ok(),
-        Err(_) => text.parse().ok(),
-    }
-}
-
-async fn logs(State(app): State<App>, uri: Uri) -> Result<Response, ApiError> {
-    let query = LogQuery::parse(&uri)?;
+/// `lines` (100, or `all` that are kept), `since`, `follow`.
+async fn logs(State(app): State<App>, parameters: Parameters) -> Result<Response, ApiError> {
+    let asked = parameters.count("lines")?.map_or(usize::MAX, |lines| usize::try_from(lines).unwrap_or(usize::MAX));
+    let lines = if parameters.has("lines") { asked } else { DEFAULT_LINES };
+    let since = parameters.time("since")?;
     let ring = &app.parts().logs;
-    if !query.follow {
-        return Ok(log_answer(&ring.tail(query.lines, query.since)));
+    if !parameters.flag("follow")? {
+        return Ok(log_answer(&ring.tail(lines, since)));
     }
-    let (tail, receiver) = ring.follow(query.lines, query.since);
+    let (tail, receiver) = ring.follow(lines, since);
     let event = |line: LogLine| Event::default().data(&*line.json);
     let live = BroadcastStream::new(receiver).map(move |line| match line {
         Ok(line) => event(line),
@@ -194,24 +143,4 @@ async fn no_remote_shell() -> ApiError {
         "no_remote_shell",
         "this agent runs no commands on the droplet; POST /tools/{ref}/exec runs one inside an instance's container",
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_log_query_is_read_and_its_faults_are_named() {
-        let parse = |query: &str| LogQuery::parse(&format!("/logs{query}").parse().unwrap()).ok();
-        let since = Timestamp::from_second(1_700_000_000).unwrap();
-        assert_eq!(parse(""), Some(LogQuery { lines: 100, since: None, follow: false }));
-        assert_eq!(
-            parse("?lines=5&since=1700000000&follow=true&other=1"),
-            Some(LogQuery { lines: 5, since: Some(since), follow: true })
-        );
-        assert_eq!(parse("?since=2023-11-14T22:13:20Z").and_then(|query| query.since), Some(since));
-        for bad in ["?lines=0", "?lines=2001", "?lines=x", "?since=yesterday", "?follow=maybe"] {
-            assert_eq!(parse(bad), None, "{bad}");
-        }
-    }
 }

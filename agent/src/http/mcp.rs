@@ -1,6 +1,7 @@
 //! `ANY /tools/{ref}/mcp[/…]`: finds the instance and hands the exchange to the proxy.
 
 use axum::Router;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -12,7 +13,7 @@ use serde::Deserialize;
 
 use super::App;
 use super::error::ApiError;
-use crate::instance::Unresolved;
+use super::tools::params::unresolved;
 use crate::mcp::{Forwarding, Obstacle, origin};
 use crate::reconcile::{Instances, NoUpstream};
 
@@ -31,10 +32,12 @@ struct Which {
 
 async fn endpoint(
     State(app): State<App>,
-    Path(Which { r#ref: reference }): Path<Which>,
+    which: Result<Path<Which>, PathRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let parts = app.parts();
+    let Path(Which { r#ref: reference }) =
+        which.map_err(|rejection| ApiError::new(StatusCode::BAD_REQUEST, "invalid_request", rejection.body_text()))?;
     if !origin::permitted(request.headers(), request.uri().authority().map(Authority::as_str)) {
         return Err(ApiError::new(
             StatusCode::FORBIDDEN,
@@ -68,13 +71,6 @@ fn split(path: &str) -> (&str, &str) {
     // `mcp` ends where the fourth slash is, if there is one.
     let ends = path.match_indices('/').nth(3).map_or(path.len(), |(at, _)| at);
     path.split_at_checked(ends).unwrap_or((path, ""))
-}
-
-fn unresolved(unresolved: Unresolved) -> ApiError {
-    match unresolved {
-        Unresolved::Unknown(_) => ApiError::new(StatusCode::NOT_FOUND, "instance_not_found", unresolved.to_string()),
-        Unresolved::Ambiguous(_) => ApiError::new(StatusCode::CONFLICT, "ambiguous_reference", unresolved.to_string()),
-    }
 }
 
 fn no_upstream(instances: &Instances, missing: NoUpstream) -> ApiError {

@@ -1,0 +1,126 @@
+//! A container engine in memory. Its containers have no processes; their address is loopback, so whatever a test serves there is
+//! what they serve.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use dtma_agent::engine::{
+    Condition, Container, ContainerId, Engine, EngineError, Exit, Image, LogLine, LogOptions, Volumes,
+};
+use dtma_agent::instance::{DeploymentId, ImageReference, PortProtocol, Spec};
+use dtma_api::instance::Progress;
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
+use jiff::Timestamp;
+
+#[derive(Default)]
+pub(crate) struct LoopbackEngine {
+    containers: Mutex<BTreeMap<String, Container>>,
+    gone: AtomicBool,
+}
+
+impl LoopbackEngine {
+    /// From now on nothing answers.
+    pub(crate) fn vanish(&self) {
+        self.gone.store(true, Ordering::Relaxed);
+    }
+
+    fn answer<T>(&self, act: impl FnOnce(&mut BTreeMap<String, Container>) -> T) -> Result<T, EngineError> {
+        if self.gone.load(Ordering::Relaxed) {
+            return Err(EngineError::Unavailable { operation: "do anything", source: "it is gone".into() });
+        }
+        Ok(act(&mut self.containers.lock().unwrap()))
+    }
+
+    fn change(&self, id: &ContainerId, condition: Condition) -> Result<(), EngineError> {
+        self.answer(|containers| {
+            let container = containers.get_mut(&id.0).expect("the agent only acts on containers that are there");
+            let runs = matches!(condition, Condition::Running { .. });
+            container.address = runs.then_some(IpAddr::V4(Ipv4Addr::LOCALHOST));
+            container.condition = condition;
+        })
+    }
+}
+
+#[async_trait]
+impl Engine for LoopbackEngine {
+    async fn version(&self) -> Result<String, EngineError> {
+        self.answer(|_| "99".to_owned())
+    }
+
+    async fn list(&self) -> Result<Vec<Container>, EngineError> {
+        self.answer(|containers| containers.values().cloned().collect())
+    }
+
+    async fn inspect(&self, id: &ContainerId) -> Result<Option<Container>, EngineError> {
+        self.answer(|containers| containers.get(&id.0).cloned())
+    }
+
+    async fn image(&self, _: &ImageReference) -> Result<Option<Image>, EngineError> {
+        self.answer(|_| Some(Image { digest: None }))
+    }
+
+    async fn pull(&self, _: &ImageReference, _: &(dyn Fn(Progress) + Send + Sync)) -> Result<(), EngineError> {
+        self.answer(|_| ())
+    }
+
+    async fn create(&self, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError> {
+        self.answer(|containers| {
+            let id = ContainerId(format!("{:064x}", containers.len() + 1));
+            let container = Container {
+                id: id.clone(),
+                name: spec.name.to_string(),
+                instance: Some(spec.name.clone()),
+                spec_hash: spec.hash(),
+                spec_label: serde_json::to_string(spec).unwrap(),
+                deployment: Some(deployment.clone()),
+                created: Timestamp::now().as_second(),
+                condition: Condition::Created,
+                restart_count: 0,
+                ports: Vec::new(),
+                address: None,
+            };
+            containers.insert(id.0.clone(), container);
+            id
+        })
+    }
+
+    async fn start(&self, id: &ContainerId) -> Result<(), EngineError> {
+        self.change(id, Condition::Running { since: Timestamp::now() })
+    }
+
+    async fn stop(&self, id: &ContainerId, _: u32) -> Result<(), EngineError> {
+        self.change(id, Condition::Exited(Exit { code: 0, out_of_memory: false, error: String::new() }))
+    }
+
+    async fn restart(&self, id: &ContainerId, _: u32) -> Result<(), EngineError> {
+        self.start(id).await
+    }
+
+    async fn remove(&self, id: &ContainerId) -> Result<(), EngineError> {
+        self.answer(|containers| drop(containers.remove(&id.0)))
+    }
+
+    async fn remove_volumes(&self, _: &Volumes) -> Result<(), EngineError> {
+        self.answer(|_| ())
+    }
+
+    async fn port_holder(&self, _: u16, _: PortProtocol) -> Result<Option<String>, EngineError> {
+        self.answer(|_| None)
+    }
+
+    async fn environment(&self, _: &ContainerId) -> Result<Vec<(String, String)>, EngineError> {
+        self.answer(|_| Vec::new())
+    }
+
+    fn changes(&self) -> BoxStream<'static, Result<(), EngineError>> {
+        stream::pending().boxed()
+    }
+
+    fn logs(&self, _: &ContainerId, _: LogOptions) -> BoxStream<'static, Result<LogLine, EngineError>> {
+        stream::empty().boxed()
+    }
+}

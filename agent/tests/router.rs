@@ -1,0 +1,290 @@
+//! The whole API over an engine in memory whose containers are on loopback, so that a real MCP server can stand behind it.
+
+mod loopback;
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::routing::post;
+use dtma_agent::backend::LinkState;
+use dtma_agent::config::PublicStatus;
+use dtma_agent::http::callers::Callers;
+use dtma_agent::http::frame::{Answered, Gate};
+use dtma_agent::http::server::ServerState;
+use dtma_agent::http::{App, Parts, router};
+use dtma_agent::logs::LogRing;
+use dtma_agent::mcp::{HttpProber, Proxy};
+use dtma_agent::reconcile::{self, Timing};
+use dtma_agent::store::ledger::Ledger;
+use dtma_agent::system::Sample;
+use dtma_api::TokenHash;
+use dtma_api::status::AgentStatus;
+use http_body_util::BodyExt as _;
+use jiff::Timestamp;
+use loopback::LoopbackEngine;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+struct Agent {
+    router: Router,
+    engine: Arc<LoopbackEngine>,
+    link: watch::Sender<LinkState>,
+    shutdown: CancellationToken,
+    _directory: TempDir,
+}
+
+fn agent() -> Agent {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = Arc::new(LoopbackEngine::default());
+    let shutdown = CancellationToken::new();
+    let (instances, _) = reconcile::start(reconcile::Parts {
+        engine: Arc::clone(&engine) as _,
+        ledger: Ledger::open(directory.path(), Timestamp::now()).unwrap(),
+        prober: Arc::new(HttpProber::default()),
+        timing: Timing { observe_every: Duration::from_millis(200), ..Timing::default() },
+        shutdown: shutdown.clone(),
+    });
+    let callers = Arc::new(Callers::new(vec![TokenHash::of("key")]));
+    let link = watch::Sender::new(LinkState::Linked { taken: 1, failing: 0, problem: None });
+    let app = App::new(Parts {
+        instances,
+        gate: Arc::new(Gate { callers, public_status: PublicStatus::Liveness, answered: Answered::default() }),
+        logs: LogRing::default(),
+        system: watch::Sender::new(Sample::default()).subscribe(),
+        link: link.subscribe(),
+        server: ServerState::default(),
+        proxy: Proxy::new(shutdown.clone()),
+        shutdown: shutdown.clone(),
+        has_api_base_url: true,
+        port: 30_000,
+        started_at: Timestamp::now(),
+    });
+    Agent { router: router(&app), engine, link, shutdown, _directory: directory }
+}
+
+struct Answer {
+    status: u16,
+    headers: HeaderMap,
+    body: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
+    }
+
+    /// Status and code, for answers that are failures.
+    fn failure(&self) -> (u16, String) {
+        let body = self.json();
+        assert_eq!(body["success"], false, "{body}");
+        assert!(body["error"].as_str().is_some_and(|error| !error.is_empty()), "{body}");
+        (self.status, body["code"].as_str().unwrap().to_owned())
+    }
+}
+
+impl Agent {
+    async fn call(&self, request: &str, body: impl Into<Body>) -> Answer {
+        self.call_with(request, &[("authorization", "Bearer key")], body).await
+    }
+
+    async fn call_with(&self, request: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
+        let (method, path) = request.split_once(' ').unwrap();
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = self.router.clone().oneshot(request.body(body.into()).unwrap()).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let body = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+        assert!(parts.headers.contains_key("x-request-id"));
+        Answer { status: parts.status.as_u16(), headers: parts.headers, body }
+    }
+
+    /// Asks again and again, a few seconds at most, until the answer is as wanted.
+    async fn until(&self, request: &str, wanted: impl Fn(&Answer) -> bool) -> Answer {
+        let asking = async {
+            loop {
+                let answer = self.call(request, "").await;
+                if wanted(&answer) {
+                    return answer;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(10), asking).await.unwrap_or_else(|_| panic!("{request} is never as wanted"))
+    }
+
+    async fn deploy(&self, name: &str, transport: Option<&str>, port: u16) -> Answer {
+        let body = json!({
+            "dockerImageUrl": "registry.example/echo:1", "instanceNameOnToolbox": name,
+            "accountToolInstanceId": format!("id-of-{name}"), "mcpTransportType": transport, "mcpPort": port,
+        });
+        self.call("POST /tools", body.to_string()).await
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+/// Shakes hands, echoes everything else.
+async fn mcp_server() -> u16 {
+    let answer = |headers: HeaderMap, body: String| async move {
+        let message: Value = serde_json::from_str(&body).unwrap();
+        assert!(!headers.contains_key(header::AUTHORIZATION));
+        let result = match message["method"].as_str() {
+            Some("initialize") => json!({"protocolVersion": "2025-11-25", "capabilities": {}}),
+            _ => message.clone(),
+        };
+        axum::Json(json!({"jsonrpc": "2.0", "id": message["id"], "result": result}))
+    };
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move { axum::serve(listener, Router::new().route("/mcp", post(answer))).await });
+    port
+}
+
+#[tokio::test]
+async fn whatever_is_asked_the_answer_is_json_with_a_stable_code() {
+    let agent = agent();
+    let failure = |status, code: &str| (status, code.to_owned());
+    assert_eq!(agent.call("GET /nothing", "").await.failure(), failure(404, "no_such_route"));
+    assert_eq!(agent.call("GET /redeploy", "").await.failure(), failure(404, "no_such_route"));
+    assert_eq!(agent.call("PATCH /tools", "").await.failure(), failure(405, "method_not_allowed"));
+    assert_eq!(agent.call("PUT /tools/x/mcp", "").await.failure(), failure(405, "method_not_allowed"));
+    assert_eq!(agent.call("POST /tools/x/mcp", "{}").await.failure(), failure(404, "instance_not_found"));
+    assert_eq!(agent.call("POST /tools/%ff/mcp", "{}").await.failure(), failure(400, "invalid_request"));
+    assert_eq!(agent.call("POST /ssh/execute", r#"{"command":"id"}"#).await.failure(), failure(410, "no_remote_shell"));
+    assert_eq!(agent.call("GET /logs?lines=many", "").await.failure(), failure(400, "invalid_request"));
+    assert_eq!(agent.call_with("GET /tools", &[], "").await.failure(), failure(401, "credential_missing"));
+    let allowed = agent.call("PATCH /tools", "").await;
+    assert!(allowed.headers.contains_key(header::ALLOW));
+}
+
+#[tokio::test]
+async fn the_status_has_its_shape_shows_a_deploy_at_once_and_strangers_only_that_it_lives() {
+    let agent = agent();
+    let status = agent.call("GET /status", "").await;
+    let parsed: AgentStatus = serde_json::from_str(&status.body).unwrap();
+    assert_eq!(serde_json::to_value(&parsed).unwrap(), status.json());
+    assert!(parsed.tool_instances.is_empty() && parsed.environment.has_auth_token && parsed.environment.has_api_key);
+
+    let deployed = agent.deploy("plain", None, 80).await;
+    assert_eq!(deployed.status, 201, "{}", deployed.body);
+    for path in ["GET /status", "GET /tools/status"] {
+        let status = agent.call(path, "").await.json();
+        assert_eq!(status["tool_instances"][0]["instance_name_on_toolbox"], "plain");
+        assert_eq!(status["environment"]["hasApiBaseUrl"], true);
+        assert_eq!((&status["service"], &status["environment"]["port"]), (&json!("DTMA"), &json!(30_000)));
+    }
+    let mut strangers = agent.call_with("GET /status", &[], "").await.json();
+    strangers.as_object_mut().unwrap().remove("timestamp").unwrap();
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(strangers, json!({"success": true, "status": "running", "version": version, "service": "DTMA"}));
+}
+
+#[tokio::test]
+async fn readiness_names_every_reason() {
+    let agent = agent();
+    // The first look at the engine may not have happened yet.
+    let ready = agent.until("GET /ready", |answer| answer.status == 200).await;
+    let checks = json!({"docker_reachable": true, "ledger_writable": true, "enrolled": true});
+    assert_eq!((ready.status, ready.json()["checks"].clone()), (200, checks));
+
+    agent.link.send_replace(LinkState::Enrolling { problem: Some("nobody answers".to_owned()) });
+    let not_ready = agent.call("GET /ready", "").await;
+    assert_eq!(not_ready.failure(), (503, "not_ready".to_owned()));
+    assert!(not_ready.json()["error"].as_str().unwrap().contains("nobody answers"));
+
+    agent.engine.vanish();
+    let both =
+        |answer: &Answer| answer.json()["details"]["reasons"].as_array().is_some_and(|reasons| reasons.len() == 2);
+    let not_ready = agent.until("GET /ready", both).await;
+    assert_eq!(not_ready.json()["details"]["checks"]["docker_reachable"], false);
+}
+
+#[tokio::test]
+async fn an_mcp_server_is_reached_by_every_name_while_it_runs() {
+    let agent = agent();
+    let deployed = agent.deploy("echo", Some("http"), mcp_server().await).await;
+    assert_eq!(deployed.status, 201, "{}", deployed.body);
+    let data = &deployed.json()["data"];
+    assert_eq!(data["mcp_url"], "/tools/echo/mcp");
+    let message = r#"{"jsonrpc":"2.0","id":7,"method":"tools/call"}"#;
+    for reference in ["echo", "id-of-echo", data["container_id"].as_str().unwrap()] {
+        let answer = agent.call(&format!("POST /tools/{reference}/mcp"), message).await;
+        assert_eq!(
+            (answer.status, answer.json()["result"]["method"].clone()),
+            (200, json!("tools/call")),
+            "{reference}"
+        );
+    }
+
+    let key = ("authorization", "Bearer key");
+    let page = [key, ("host", "evil.example"), ("origin", "https://evil.example")];
+    let refused = agent.call_with("POST /tools/echo/mcp", &page, message).await;
+    assert_eq!(refused.failure(), (403, "origin_not_allowed".to_owned()));
+    let no_key = agent.call_with("POST /tools/echo/mcp", &[], message).await;
+    assert_eq!(no_key.failure(), (401, "credential_missing".to_owned()));
+    let outside = agent.call("POST /tools/echo/mcp/../admin", message).await;
+    assert_eq!(outside.failure(), (400, "bad_path".to_owned()));
+
+    assert_eq!(agent.call("POST /tools/echo/stop", "").await.status, 200);
+    let stopped = agent.call("POST /tools/echo/mcp", message).await;
+    assert_eq!(stopped.failure(), (503, "instance_stopped".to_owned()));
+    assert_eq!(agent.call("POST /tools/echo/start", "").await.status, 200);
+    assert_eq!(agent.call("POST /tools/echo/mcp", message).await.status, 200);
+    assert_eq!(agent.call("DELETE /tools/echo", "").await.status, 200);
+    let gone = agent.call("POST /tools/echo/mcp", message).await;
+    assert_eq!(gone.failure(), (404, "instance_not_found".to_owned()));
+}
+
+#[tokio::test]
+async fn a_server_without_a_way_in_says_which_kind_it_is() {
+    let agent = agent();
+    assert_eq!(agent.deploy("plain", None, 80).await.status, 201);
+    assert_eq!(agent.call("POST /tools/plain/mcp", "{}").await.failure(), (404, "not_an_mcp_server".to_owned()));
+    assert_eq!(agent.deploy("pipe", Some("stdio"), 80).await.status, 201);
+    assert_eq!(agent.call("POST /tools/pipe/mcp", "{}").await.failure(), (501, "transport_not_bridged".to_owned()));
+}
+
+#[tokio::test]
+async fn figures_and_metrics_are_there_for_those_who_may_see_them() {
+    let agent = agent();
+    assert_eq!(agent.deploy("plain", None, 80).await.status, 201);
+    let system = agent.call("GET /system", "").await.json();
+    assert!(system["system_metrics"]["memory"].is_object() && system["kernel"].is_string(), "{system}");
+    let metrics = agent.call("GET /metrics", "").await;
+    assert!(metrics.headers[header::CONTENT_TYPE].to_str().unwrap().starts_with("text/plain"));
+    for line in
+        ["dtma_instances{state=\"running\"", "dtma_instance_restarts_total{instance=\"plain\"} 0", "dtma_enrolled 1"]
+    {
+        assert!(metrics.body.contains(line), "{line} in {}", metrics.body);
+    }
+    let diagnostics = agent.call("GET /diagnostics/docker", "").await.json();
+    assert_eq!(diagnostics["instances"][0]["state"], "running");
+    assert_eq!(agent.call("GET /diagnostics/system", "").await.status, 200);
+    assert_eq!(agent.call("GET /diagnostics/logs", "").await.json(), json!({"success": true, "lines": []}));
+    let health = agent.call_with("GET /health", &[], "").await;
+    assert_eq!((health.status, health.body.as_str()), (200, "OK"));
+}
+
+#[tokio::test]
+async fn a_restart_is_accepted_and_then_happens() {
+    let agent = agent();
+    let accepted = agent.call("POST /restart", "").await;
+    assert_eq!((accepted.status, accepted.json()["success"].clone()), (StatusCode::ACCEPTED.as_u16(), json!(true)));
+    assert!(agent.shutdown.is_cancelled());
+}
