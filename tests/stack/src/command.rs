@@ -62,6 +62,9 @@ impl Job {
             .await
             .map_err(StackError::io(format!("write {}", self.log.display())))?;
         let mut command = Command::new(&self.program);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| says_what_cargo_runs(&name.to_string_lossy())) {
+            command.env_remove(name);
+        }
         command.args(&self.args).envs(self.env.iter().cloned()).stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         if let Some(folder) = &self.folder {
@@ -104,6 +107,14 @@ impl Job {
         let words = std::iter::once(program).chain(self.args.iter().map(OsString::as_os_str));
         words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
+}
+
+/// Variables that `cargo run` and `cargo test` set for the program they run. A cargo started by that program must not see them:
+/// build scripts that look at them (ring's does) would run again, and everything above them would be built again, every time.
+fn says_what_cargo_runs(variable: &str) -> bool {
+    let prefixes =
+        ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_", "CARGO_TARGET_TMPDIR"];
+    prefixes.iter().any(|prefix| variable.starts_with(prefix)) || variable == "LD_LIBRARY_PATH"
 }
 
 /// Whether a quick check succeeds; its output is thrown away.
@@ -187,6 +198,16 @@ mod tests {
         let log = folder.path().join("log");
         Job::new("sh", log.clone()).args(["-c", "cat; printf '1%%\\r2%%\\n'"]).run(&Seen::default()).await.unwrap();
         assert_eq!(std::fs::read_to_string(log).unwrap(), "2%\n");
+    }
+
+    #[test]
+    fn a_cargo_within_a_cargo_keeps_its_settings_and_nothing_else() {
+        for gone in ["CARGO_PKG_NAME", "CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "LD_LIBRARY_PATH"] {
+            assert!(says_what_cargo_runs(gone), "{gone}");
+        }
+        for kept in ["CARGO_HOME", "CARGO_TARGET_DIR", "CARGO_TERM_COLOR", "CARGO", "CARGO_NET_OFFLINE", "PATH"] {
+            assert!(!says_what_cargo_runs(kept), "{kept}");
+        }
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl McpImage {
         let listen = free_port([127, 0, 0, 1].into())?;
         let log_folder = workspace.local().join("mcp-demo");
         let process = KillOnDrop(registry::spawn(Access::Write, listen, storage, &log_folder)?);
-        wait_until_ok(&format!("http://{listen}/v2/"), &process.0, Duration::from_secs(15)).await?;
+        wait_until_ok(&format!("http://{listen}/v2/"), None, &process.0, Duration::from_secs(15)).await?;
         let reference = self.reference(listen);
         import(engine.api(), archive, &reference, watch).await?;
         push(engine.api(), &format!("{listen}/{REPOSITORY}"), &self.tag, watch).await?;
@@ -262,7 +262,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let listen = free_port([127, 0, 0, 1].into()).unwrap();
         let process = registry::spawn(Access::ReadOnly, listen, &storage(&workspace), folder.path()).unwrap();
-        wait_until_ok(&format!("http://{listen}/v2/"), &process, Duration::from_secs(15)).await.unwrap();
+        wait_until_ok(&format!("http://{listen}/v2/"), None, &process, Duration::from_secs(15)).await.unwrap();
         let reference = image.reference(listen);
         let options = CreateImageOptionsBuilder::new().from_image(&reference).build();
         let pulled = engine.api().create_image(Some(options), None, None).try_collect::<Vec<_>>().await;

@@ -3,6 +3,8 @@
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
+use dtma_api::Token;
+
 use crate::command::tail_of;
 use crate::error::{Result, StackError};
 use crate::http;
@@ -26,15 +28,24 @@ pub(crate) fn free_port_at_both(one: IpAddr, two: IpAddr) -> Result<(SocketAddr,
     Err(StackError::InUse(format!("no port is free on both {one} and {two}")))
 }
 
-/// Waits until `url` answers 200.
+/// Waits until `url` answers 200, asked with `bearer` where one is given.
 ///
 /// # Errors
 /// When it doesn't within `limit`, or its process ends before; with the end of its log.
-pub(crate) async fn wait_until_ok(url: &str, process: &ProcessRecord, limit: Duration) -> Result<()> {
+pub(crate) async fn wait_until_ok(
+    url: &str,
+    bearer: Option<&Token>,
+    process: &ProcessRecord,
+    limit: Duration,
+) -> Result<()> {
     let client = http::client()?;
     let begun = Instant::now();
     loop {
-        let last = match client.get(url).timeout(Duration::from_secs(5)).send().await {
+        let mut request = client.get(url).timeout(Duration::from_secs(5));
+        if let Some(bearer) = bearer {
+            request = request.bearer_auth(bearer.expose());
+        }
+        let last = match request.send().await {
             Ok(response) if response.status() == 200 => return Ok(()),
             Ok(response) => {
                 let status = response.status();

@@ -178,9 +178,10 @@ impl Stack {
         watch.now("local cloud");
         let cloud = self.spawn_cloud()?;
         self.remember(Some(&cloud))?;
-        wait_until_ok(&format!("http://{}/v2/", self.addresses.registry_push), &writable, READY_LIMIT).await?;
-        wait_until_ok(&format!("http://{}/v2/", self.addresses.registry), &read_only, READY_LIMIT).await?;
-        wait_until_ok(&format!("{}/ready", self.cloud.url()), &cloud, READY_LIMIT).await?;
+        wait_until_ok(&format!("http://{}/v2/", self.addresses.registry_push), None, &writable, READY_LIMIT).await?;
+        wait_until_ok(&format!("http://{}/v2/", self.addresses.registry), None, &read_only, READY_LIMIT).await?;
+        let droplets = format!("{}/control/droplets", self.cloud.url());
+        wait_until_ok(&droplets, Some(&self.cloud_token), &cloud, READY_LIMIT).await?;
         watch.now("provisioner");
         self.start_provisioner().await
     }
@@ -302,7 +303,7 @@ impl Stack {
         let log = self.folder.join("provisioner.log");
         let process = ProcessRecord::spawn("provisioner", &program, [""; 0], env, &self.folder, &log)?;
         self.remember(Some(&process))?;
-        wait_until_ok(&format!("{url}/ready"), &process, READY_LIMIT).await
+        wait_until_ok(&format!("{url}/ready"), None, &process, READY_LIMIT).await
     }
 
     /// Runs a command as root in a droplet.
