@@ -282,7 +282,9 @@ impl Own<'_> {
     /// Deletes what is there; `done` once certainly nothing is.
     fn clean(&self, cleanup: &Cleanup, done: impl FnOnce() -> Change) -> Step {
         let known = match (&cleanup.droplet, &self.observed.known) {
-            (Some(_), Known::Unseen) => return self.delete(cleanup, cleanup.droplet.into_iter().collect()),
+            // The first delete needs no look; any other does, or repeating this one would keep us from ever seeing what else there is.
+            (Some(id), Known::Unseen) if cleanup.delete_asked_at.is_none() => return Step::Delete(vec![*id]),
+            (Some(_), Known::Unseen) => return Step::Wait,
             (Some(id), Known::Present(_)) => Some(*id),
             (Some(_), Known::Gone) | (None, _) => None,
         };

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, watch};
 
 /// How the next create is answered; unless told otherwise it succeeds.
 #[derive(Debug, Clone)]
-pub enum Create {
+pub(crate) enum Create {
     /// Refused with this status and sentence.
     Refuse(u16, &'static str),
     /// 429 with this Retry-After.
@@ -55,7 +55,7 @@ struct World {
     errored_actions: Vec<i64>,
 }
 
-pub struct FakeCloud {
+pub(crate) struct FakeCloud {
     world: Mutex<World>,
     changed: watch::Sender<u64>,
     held: Notify,
@@ -77,72 +77,72 @@ impl FakeCloud {
         self.changed.send_modify(|count| *count += 1);
     }
 
-    pub fn watch(&self) -> watch::Receiver<u64> {
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    pub fn next_creates(&self, creates: impl IntoIterator<Item = Create>) {
+    pub(crate) fn next_creates(&self, creates: impl IntoIterator<Item = Create>) {
         self.world().creates.extend(creates);
     }
 
-    pub fn ignore_deletes(&self, count: u32) {
+    pub(crate) fn ignore_deletes(&self, count: u32) {
         self.world().ignored_deletes = count;
     }
 
-    pub fn fail_deletes(&self, count: u32) {
+    pub(crate) fn fail_deletes(&self, count: u32) {
         self.world().failing_deletes = count;
     }
 
-    pub fn fail_looks(&self, count: u32) {
+    pub(crate) fn fail_looks(&self, count: u32) {
         self.world().failing_looks = count;
     }
 
     /// New droplets are missing from this many lists.
-    pub fn lists_lag(&self, lists: u32) {
+    pub(crate) fn lists_lag(&self, lists: u32) {
         self.world().lag = lists;
     }
 
-    pub fn never_active(&self) {
+    pub(crate) fn never_active(&self) {
         self.world().never_active = true;
     }
 
     /// Lets one held create go on.
-    pub fn release(&self) {
+    pub(crate) fn release(&self) {
         self.held.notify_one();
     }
 
     /// Resolves when a held create has arrived.
-    pub async fn create_arrived(&self) {
+    pub(crate) async fn create_arrived(&self) {
         self.arrived.notified().await;
     }
 
-    pub fn add(&self, tags: &[String], lists_until_shown: u32) -> DropletId {
+    pub(crate) fn add(&self, tags: &[String], lists_until_shown: u32) -> DropletId {
         let id = self.world().add(tags.to_vec(), lists_until_shown);
         self.changed();
         id
     }
 
-    pub fn add_aged(&self, tags: &[String], age: Duration) -> DropletId {
+    pub(crate) fn add_aged(&self, tags: &[String], age: Duration) -> DropletId {
         let id = self.add(tags, 0);
         let mut world = self.world();
         world.droplets.get_mut(&id.0).unwrap().droplet.created_at = Timestamp::now() - age;
         id
     }
 
-    pub fn remove(&self, id: DropletId) {
+    pub(crate) fn remove(&self, id: DropletId) {
         self.world().droplets.remove(&id.0);
         self.changed();
     }
 
-    pub fn ids(&self) -> Vec<i64> {
+    pub(crate) fn ids(&self) -> Vec<i64> {
         self.world().droplets.keys().copied().collect()
     }
 
-    pub fn create_count(&self) -> usize {
+    pub(crate) fn create_count(&self) -> usize {
         self.world().create_requests.len()
     }
 
-    pub fn last_user_data(&self) -> String {
+    pub(crate) fn last_user_data(&self) -> String {
         self.world().user_data.last().cloned().unwrap()
     }
 }
@@ -176,7 +176,7 @@ impl World {
     }
 }
 
-pub fn refusal(status: u16, id: &str, message: &str) -> Refusal {
+pub(crate) fn refusal(status: u16, id: &str, message: &str) -> Refusal {
     Refusal {
         status,
         id: id.to_owned(),

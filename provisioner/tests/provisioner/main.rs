@@ -1,5 +1,8 @@
 //! The provisioner with its real router, real database and real cloud client; only the cloud itself is a fake that can be told to fail.
 
+// Clippy's allowances for tests cover test functions, and not what they share.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 mod cloud_client;
 mod crash;
 mod deprovision;

@@ -251,6 +251,15 @@ proptest! {
     }
 
     #[test]
+    fn deleting_one_droplet_again_and_again_never_keeps_the_others_from_being_seen(
+        cleanup in cleanup(), now in 0_i64..3000,
+    ) {
+        prop_assume!(cleanup.delete_asked_at.is_some());
+        let environment = row(State::Deprovisioning { since: at(now), cleanup, failures: 0 });
+        prop_assert_eq!(plan(&environment, &Observed::default(), &policy(), at(now)), Step::Wait);
+    }
+
+    #[test]
     fn a_settled_environment_needs_nothing_and_an_active_one_is_left_alone(
         state in state(), observed in observed(), now in 0_i64..3000,
     ) {

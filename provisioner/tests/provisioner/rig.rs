@@ -30,18 +30,18 @@ use tower::ServiceExt;
 
 use super::fake_cloud::FakeCloud;
 
-pub const SECRET: &str = "internal-internal-internal-internal";
-pub const FLEET_KEY: &str = "fleet-fleet-fleet-fleet-fleet-fleet";
-pub const FLEET_TAG: &str = "dtma-fleet";
+pub(crate) const SECRET: &str = "internal-internal-internal-internal";
+pub(crate) const FLEET_KEY: &str = "fleet-fleet-fleet-fleet-fleet-fleet";
+pub(crate) const FLEET_TAG: &str = "dtma-fleet";
 /// Nothing in these tests takes longer; if it does, it hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-pub fn spec() -> DropletSpec {
+pub(crate) fn spec() -> DropletSpec {
     DropletSpec { region: "nyc3".to_owned(), size: "s-1vcpu-1gb".to_owned(), image: "debian-12-x64".to_owned() }
 }
 
 /// Waits and limits in proportion to a cloud that answers in microseconds.
-pub fn policy() -> Policy {
+pub(crate) fn policy() -> Policy {
     Policy {
         fleet_tag: FLEET_TAG.to_owned(),
         lookup_grace: Duration::from_millis(150),
@@ -50,7 +50,7 @@ pub fn policy() -> Policy {
     }
 }
 
-pub fn pace() -> Pace {
+pub(crate) fn pace() -> Pace {
     Pace {
         first_look: Duration::from_millis(5),
         slowest_look: Duration::from_millis(20),
@@ -60,12 +60,12 @@ pub fn pace() -> Pace {
     }
 }
 
-pub struct Rig {
-    pub folder: TempDir,
-    pub cloud: Arc<FakeCloud>,
-    pub store: Arc<dyn Store>,
-    pub board: Arc<Board>,
-    pub router: Router,
+pub(crate) struct Rig {
+    pub(crate) folder: TempDir,
+    pub(crate) cloud: Arc<FakeCloud>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) router: Router,
     stop: CancellationToken,
 }
 
@@ -76,12 +76,12 @@ impl Drop for Rig {
 }
 
 /// What a test may want to be otherwise.
-pub struct Wishes {
-    pub policy: Policy,
-    pub pace: Pace,
-    pub owners: Option<Arc<dyn Owners>>,
-    pub release: bool,
-    pub cloud: Arc<FakeCloud>,
+pub(crate) struct Wishes {
+    pub(crate) policy: Policy,
+    pub(crate) pace: Pace,
+    pub(crate) owners: Option<Arc<dyn Owners>>,
+    pub(crate) release: bool,
+    pub(crate) cloud: Arc<FakeCloud>,
 }
 
 impl Default for Wishes {
@@ -91,12 +91,12 @@ impl Default for Wishes {
 }
 
 impl Rig {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(Wishes::default(), async |_: &dyn Store| {}).await
     }
 
     /// `before` sees the database before the loop does.
-    pub async fn with(wishes: Wishes, before: impl AsyncFnOnce(&dyn Store)) -> Self {
+    pub(crate) async fn with(wishes: Wishes, before: impl AsyncFnOnce(&dyn Store)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("db.sqlite").display());
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&url).await.unwrap());
@@ -140,32 +140,32 @@ impl Rig {
         Self { folder, cloud: wishes.cloud, store, board, router: router(app), stop }
     }
 
-    pub async fn send(&self, request: Request<Body>) -> Response<Body> {
+    pub(crate) async fn send(&self, request: Request<Body>) -> Response<Body> {
         self.router.clone().oneshot(request).await.unwrap()
     }
 
     /// A request with the internal secret; the answer's status and JSON.
-    pub async fn internal(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+    pub(crate) async fn internal(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
         let body = body.map_or_else(Body::empty, |body| Body::from(body.to_string()));
         let request = Request::builder().method(method).uri(path).header("x-internal-api-secret", SECRET);
         json_of(self.send(request.body(body).unwrap()).await).await
     }
 
-    pub async fn ensure(&self, agent: &str, wait: u32) -> (u16, Value) {
+    pub(crate) async fn ensure(&self, agent: &str, wait: u32) -> (u16, Value) {
         let path = format!("/internal/agents/{agent}/ensure-tool-environment?wait={wait}");
         self.internal("POST", &path, None).await
     }
 
-    pub async fn get(&self, agent: &str) -> (u16, Value) {
+    pub(crate) async fn get(&self, agent: &str) -> (u16, Value) {
         self.internal("GET", &format!("/internal/agents/{agent}/tool-environment"), None).await
     }
 
-    pub async fn delete(&self, agent: &str, wait: u32) -> (u16, Value) {
+    pub(crate) async fn delete(&self, agent: &str, wait: u32) -> (u16, Value) {
         self.internal("DELETE", &format!("/internal/agents/{agent}/tool-environment?wait={wait}"), None).await
     }
 
     /// A request an agent or its droplet sends.
-    pub async fn agent(&self, path: &str, bearer: &str, body: Value) -> (u16, Value) {
+    pub(crate) async fn agent(&self, path: &str, bearer: &str, body: Value) -> (u16, Value) {
         let request = Request::builder()
             .method("POST")
             .uri(format!("/agent/v1/{path}"))
@@ -174,14 +174,14 @@ impl Rig {
         json_of(self.send(request.body(Body::from(body.to_string())).unwrap()).await).await
     }
 
-    pub async fn enrol(&self, token: &str, retry_key: &str, key: &[u8]) -> (u16, Value) {
+    pub(crate) async fn enrol(&self, token: &str, retry_key: &str, key: &[u8]) -> (u16, Value) {
         let pin = CertificatePin::of_spki(key).to_string();
         let body = json!({"certificate_pin": pin, "retry_key": retry_key, "agent_version": "1.2.3"});
         self.agent("enroll", token, body).await
     }
 
     /// The account's environment once `enough` holds of it and of the cloud.
-    pub async fn until(&self, account: &str, enough: impl Fn(&Environment, &FakeCloud) -> bool) -> Environment {
+    pub(crate) async fn until(&self, account: &str, enough: impl Fn(&Environment, &FakeCloud) -> bool) -> Environment {
         let account = account.parse().unwrap();
         let mut cloud = self.cloud.watch();
         let attempt = async {
@@ -211,12 +211,12 @@ impl Rig {
         }
     }
 
-    pub async fn until_status(&self, account: &str, status: EnvironmentStatus) -> Environment {
+    pub(crate) async fn until_status(&self, account: &str, status: EnvironmentStatus) -> Environment {
         self.until(account, |environment, _| environment.state.status() == status).await
     }
 
     /// Has the newest droplet's agent enrol and report; the bearer it was given.
-    pub async fn boot(&self) -> String {
+    pub(crate) async fn boot(&self) -> String {
         let (status, answer) = self.enrol(&self.token(), "retry-key-retry-key", b"key").await;
         assert_eq!(status, 200, "{answer}");
         let bearer = answer["bearer_token"].as_str().unwrap().to_owned();
@@ -226,12 +226,12 @@ impl Rig {
     }
 
     /// The enrolment token in the user data last sent.
-    pub fn token(&self) -> String {
+    pub(crate) fn token(&self) -> String {
         token_in(&self.cloud.last_user_data()).expect("the user data holds a token")
     }
 
     /// An environment from nothing to active; its bearer.
-    pub async fn active(&self, agent: &str) -> (EnvironmentId, String) {
+    pub(crate) async fn active(&self, agent: &str) -> (EnvironmentId, String) {
         self.ensure(agent, 0).await;
         self.until_status(agent, EnvironmentStatus::AwaitingHeartbeat).await;
         let bearer = self.boot().await;
@@ -245,14 +245,14 @@ fn token_in(user_data: &str) -> Option<String> {
     user_data.split(|c| !word(c)).find(|text| text.len() == 43).map(ToOwned::to_owned)
 }
 
-pub async fn json_of(response: Response<Body>) -> (u16, Value) {
+pub(crate) async fn json_of(response: Response<Body>) -> (u16, Value) {
     let status = response.status().as_u16();
     let body = response.into_body().collect().await.unwrap().to_bytes();
     let json = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).expect("JSON") };
     (status, json)
 }
 
-pub fn heartbeat() -> Value {
+pub(crate) fn heartbeat() -> Value {
     json!({
         "dtma_version": "1.2.3",
         "system_status": {
@@ -265,6 +265,6 @@ pub fn heartbeat() -> Value {
     })
 }
 
-pub fn a_token() -> Token {
+pub(crate) fn a_token() -> Token {
     Token::generate().unwrap()
 }

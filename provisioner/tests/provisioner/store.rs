@@ -90,7 +90,7 @@ async fn everything_survives_reopening() {
     assert_eq!(store.environment(row.id).await.unwrap(), Some(row.clone()));
     assert_eq!(store.by_enrolment_token(token.hash()).await.unwrap(), Some(row.clone()));
     assert_eq!(store.by_enrolment_token(a_token().hash()).await.unwrap(), None);
-    assert_eq!(store.unsettled().await.unwrap(), [row.clone()]);
+    assert_eq!(store.unsettled().await.unwrap(), std::slice::from_ref(&row));
     let events = store.events(row.id, 1, 0).await.unwrap();
     assert_eq!(events[0].1.phase.as_deref(), Some("docker"));
     assert_eq!(store.events(row.id, 1, events[0].0).await.unwrap().len(), 1);
