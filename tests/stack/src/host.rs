@@ -29,7 +29,7 @@ enum Present {
     Module(&'static str),
 }
 
-const NEEDS: [Need; 10] = [
+const NEEDS: [Need; 11] = [
     Need { package: "docker.io", present: Present::Program("dockerd") },
     Need { package: "iptables", present: Present::Program("iptables") },
     Need { package: "mmdebstrap", present: Present::Program("mmdebstrap") },
@@ -44,6 +44,7 @@ const NEEDS: [Need; 10] = [
     Need { package: "python3", present: Present::Program("python3") },
     Need { package: "python3-pip", present: Present::Module("pip") },
     Need { package: "python3-venv", present: Present::Module("ensurepip") },
+    Need { package: "shellcheck", present: Present::Program("shellcheck") },
 ];
 
 /// Makes sure this machine has what a stack needs. A tenth of a second when it has.
