@@ -24,6 +24,10 @@ use crate::store::ledger::{Contents, Entry, LedgerError};
 /// How long a caller is let wait for the first look at the engine after the agent's start.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 
+/// How long past its own patience a caller is let wait until the loop has taken notice, so that what was accepted can be found by the
+/// caller's next request.
+const NOTICE: Duration = Duration::from_secs(1);
+
 /// The instances of this host. Cheap to clone.
 #[derive(Clone)]
 pub struct Instances {
@@ -332,20 +336,21 @@ impl Instances {
         let deadline = Instant::now() + wait;
         self.engine_answers().await?;
         let (asked, wanted) = (name.clone(), intent.clone());
-        let ticket = self
+        let (ticket, pending) = self
             .record(move |desk| {
                 let entry = desk.contents().entries.get(&asked).ok_or_else(|| Rejection::NotFound(asked.clone()))?;
                 let was = entry.intent.clone();
                 if matches!(was, Intent::Remove(_)) {
                     return Err(Rejection::BeingRemoved(asked));
                 }
+                let pending = status::Facts::accepted(entry);
                 set_intent(desk, &asked, wanted)?;
-                Ok(request(desk, &asked, &was))
+                Ok((request(desk, &asked, &was), pending))
             })
             .await?;
         let missing = || Rejection::Superseded(name.clone());
         let Some(ticket) = ticket else {
-            let view = self.get(name).ok_or_else(missing)?;
+            let view = self.get(name).unwrap_or(pending);
             return Ok(Settled { view, already: true, settled: true });
         };
         match self.outcome(name, ticket, deadline).await {
@@ -362,7 +367,7 @@ impl Instances {
             },
             Some(Outcome::Gone(Some(failure))) => Err(Rejection::Failed(failure)),
             Some(Outcome::Gone(None)) => Err(missing()),
-            None => Ok(Settled { view: self.get(name).ok_or_else(missing)?, already: false, settled: false }),
+            None => Ok(Settled { view: self.get(name).unwrap_or(pending), already: false, settled: false }),
         }
     }
 
@@ -396,7 +401,16 @@ impl Instances {
             snapshot.known.get(name).is_some_and(|known| known.settled >= ticket)
                 || snapshot.departed.get(name).is_some_and(|departed| departed.settled >= ticket)
         });
-        let snapshot = tokio::time::timeout_at(deadline, settled).await.ok()?.ok()?;
+        // Cloned at once: holding on to what `wait_for` gives would keep the loop from publishing.
+        let snapshot =
+            tokio::time::timeout_at(deadline, settled).await.ok().map(|found| found.map(|found| Arc::clone(&found)));
+        let Some(snapshot) = snapshot else {
+            let noticed = published.wait_for(|snapshot| snapshot.known.contains_key(name));
+            // It isn't settled either way; only when the caller is told so differs.
+            let _ = tokio::time::timeout(NOTICE, noticed).await;
+            return None;
+        };
+        let snapshot = snapshot.ok()?;
         if let Some((known, view)) = snapshot.known.get(name).zip(snapshot.view(name)) {
             return Some(Outcome::Here {
                 state: known.state.clone(),

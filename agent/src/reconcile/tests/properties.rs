@@ -43,7 +43,16 @@ fn any_act() -> impl Strategy<Value = Act> {
 /// What was accepted of one instance: that it runs, that it is stopped, or nothing.
 type Accepted = BTreeMap<&'static str, bool>;
 
-async fn play(acts: Vec<Act>) -> (Accepted, BTreeMap<String, &'static str>, usize) {
+struct Left {
+    accepted: Accepted,
+    ours: BTreeMap<String, &'static str>,
+    strangers: usize,
+    /// What the last agent process says it did.
+    events: Vec<String>,
+    calls: Vec<String>,
+}
+
+async fn play(acts: Vec<Act>) -> Left {
     let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());
     engine.stranger("four", Some(8081));
     let mut agent = Agent::start(&engine, directory.path());
@@ -95,9 +104,11 @@ async fn play(acts: Vec<Act>) -> (Accepted, BTreeMap<String, &'static str>, usiz
     }
     engine.heal();
     tokio::time::sleep(Duration::from_secs(2000)).await;
-    let left = (accepted, engine.ours(), engine.strangers());
+    let (events, _) = agent.instances.events_with_history();
+    let events =
+        events.into_iter().map(|event| format!("{} {}", event.instance_name_on_toolbox, event.event)).collect();
     agent.kill().await;
-    left
+    Left { accepted, ours: engine.ours(), strangers: engine.strangers(), events, calls: engine.calls() }
 }
 
 proptest! {
@@ -106,18 +117,19 @@ proptest! {
     #[test]
     fn the_containers_end_up_being_what_was_accepted(acts in prop::collection::vec(any_act(), 0..30)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-        let (accepted, ours, strangers) = runtime.block_on(play(acts));
-        for (name, runs) in &accepted {
-            let word = ours.get(*name).copied();
+        let left = runtime.block_on(play(acts));
+        let story = || format!("{:?} {:?}", left.events, left.calls);
+        for (name, runs) in &left.accepted {
+            let word = left.ours.get(*name).copied();
             if *runs {
-                prop_assert_eq!(word, Some("running"), "{}", name);
+                prop_assert_eq!(word, Some("running"), "{} {}", name, story());
             } else {
-                prop_assert_ne!(word, Some("running"), "{}", name);
+                prop_assert_ne!(word, Some("running"), "{} {}", name, story());
             }
         }
-        for name in ours.keys() {
-            prop_assert!(accepted.contains_key(name.as_str()), "{} was not wanted", name);
+        for name in left.ours.keys() {
+            prop_assert!(left.accepted.contains_key(name.as_str()), "{} was not wanted", name);
         }
-        prop_assert_eq!(strangers, 1);
+        prop_assert_eq!(left.strangers, 1);
     }
 }
