@@ -1,5 +1,8 @@
 //! The link to the backend against a local HTTP server that behaves as badly as real ones do.
 
+// What tests are made of may fail as loudly as the tests themselves.
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::path::Path;

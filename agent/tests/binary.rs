@@ -1,5 +1,8 @@
 //! The real `dtma-agent`, as systemd runs it: settings from the environment, a port, a signal, an exit code.
 
+// What tests are made of may fail as loudly as the tests themselves.
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+
 mod pinned;
 
 use std::net::{Ipv4Addr, TcpListener};

@@ -1,5 +1,8 @@
 //! The way through to an MCP server, and the probe, against servers made by hand: what they receive, what comes back, and when.
 
+// What tests are made of may fail as loudly as the tests themselves.
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;

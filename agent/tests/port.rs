@@ -1,5 +1,8 @@
 //! The agent's port as callers find it: TLS with the agent's own key, what becomes of plaintext, and of those who say nothing.
 
+// What tests are made of may fail as loudly as the tests themselves.
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+
 mod pinned;
 
 use std::net::{Ipv4Addr, SocketAddr};

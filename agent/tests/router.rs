@@ -1,5 +1,8 @@
 //! The whole API over an engine in memory whose containers are on loopback, so that a real MCP server can stand behind it.
 
+// What tests are made of may fail as loudly as the tests themselves.
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+
 mod loopback;
 
 use std::net::Ipv4Addr;
