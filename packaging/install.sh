@@ -22,11 +22,19 @@ fail() {
     exit 1
 }
 
-# put MODE SOURCE TARGET: never a half-written target, not even after a power cut.
-put() {
+# Files are written beside their targets, brought to disk together, and then renamed: never a half-written target, not even after a
+# power cut.
+STAGED=()
+stage() { # MODE SOURCE TARGET
     install --owner root --group root --mode "$1" -- "$2" "$3.new"
-    sync -- "$3.new"
-    mv --force --no-target-directory -- "$3.new" "$3"
+    STAGED+=("$3")
+}
+put_in_place() {
+    local target
+    sync -- "${STAGED[@]/%/.new}"
+    for target in "${STAGED[@]}"; do
+        mv --force --no-target-directory -- "$target.new" "$target"
+    done
 }
 
 install_release() {
@@ -44,17 +52,21 @@ install_release() {
 
     folder=$PREFIX/versions/$version
     install --directory --owner root --group root --mode 0755 -- "$PREFIX" "$PREFIX/versions" "$folder"
-    put 0755 "$HERE/dtma-agent" "$folder/dtma-agent"
-    put 0644 "$HERE/dtma.conf.example" "$PREFIX/dtma.conf.example"
-    put 0755 "$HERE/install.sh" "$PREFIX/install.sh"
+    stage 0755 "$HERE/dtma-agent" "$folder/dtma-agent"
+    stage 0644 "$HERE/dtma.conf.example" "$PREFIX/dtma.conf.example"
+    stage 0755 "$HERE/install.sh" "$PREFIX/install.sh"
+    stage 0644 "$HERE/$UNIT" "$UNIT_FILE"
+    put_in_place
     # A rename is atomic, `ln --force` is not.
     ln --symbolic --force --no-dereference -- "versions/$version" "$PREFIX/current.new"
     mv --force --no-target-directory -- "$PREFIX/current.new" "$PREFIX/current"
-    put 0644 "$HERE/$UNIT" "$UNIT_FILE"
-    sync -- "$folder" "$PREFIX"
+    sync -- "$folder" "$PREFIX" "${UNIT_FILE%/*}"
 
-    systemctl daemon-reload
     systemctl enable --quiet --no-reload "$UNIT"
+    # systemd reads a unit it has never seen by itself, and reading all of them again is what takes longest here.
+    if [[ $(systemctl show --property=LoadState,NeedDaemonReload "$UNIT" | sort) != $'LoadState=loaded\nNeedDaemonReload=no' ]]; then
+        systemctl daemon-reload
+    fi
     systemctl try-restart "$UNIT"
     say "version $version is installed"
     [[ -e $CONF ]] || say "next: write $CONF (see $PREFIX/dtma.conf.example), then systemctl start $UNIT"
