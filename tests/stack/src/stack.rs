@@ -406,14 +406,17 @@ pub async fn remove_stale(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// Removes every trace of every stack that no running process owns, `up`'s included; tells which there were.
+/// Removes every trace of `up`'s stack and of those nobody uses any more; with `unknown`, also of everything in Docker that bears a
+/// stack's label and isn't known here, which may be in use by a test that is just running. Tells which there were.
 ///
 /// # Errors
 /// The first that could not be removed.
-pub async fn remove_all(workspace: &Workspace) -> Result<Vec<String>> {
+pub async fn remove_all(workspace: &Workspace, unknown: bool) -> Result<Vec<String>> {
     let engine = Engine::connect().await?;
     let mut ids = record::known(workspace);
-    ids.extend(engine.stacks().await?);
+    if unknown {
+        ids.extend(engine.stacks().await?);
+    }
     ids.sort();
     ids.dedup();
     ids.retain(|id| {

@@ -257,7 +257,7 @@ async fn deploy(stack: &Stack, agent: &Agent, terminal: &Terminal) -> Result<Ins
     let mut events = agent.events().await?;
     let deploying = agent.deploy(&request);
     let mut deploying = std::pin::pin!(deploying);
-    let mut shown_event = String::new();
+    let mut told = Vec::new();
     let mut following = true;
     let answer: DeployAnswer = loop {
         tokio::select! {
@@ -268,9 +268,9 @@ async fn deploy(stack: &Stack, agent: &Agent, terminal: &Terminal) -> Result<Ins
                         let (done, known) = (megabytes(progress.current_bytes), megabytes(progress.total_bytes));
                         terminal.now(&format!("pulling {done:.1} of {known:.1} MB"));
                     }
-                    if event.event != shown_event {
+                    if !told.contains(&event.event) {
                         terminal.say(&format!("{:<18} {}", event.event, event.message));
-                        shown_event = event.event;
+                        told.push(event.event);
                     }
                 }
                 None => following = false,

@@ -28,7 +28,11 @@ enum Task {
     /// Start local cloud, registry and provisioner and leave them running; see target/local/stack.json
     Up,
     /// Remove everything `up` (or a run that was killed) has left
-    Down,
+    Down {
+        /// Also whatever in Docker bears a stack's label and isn't known here; a test that is just running may still use it
+        #[arg(long)]
+        all: bool,
+    },
     /// Set up this machine and run every check and test there is
     Test(test::Options),
     /// Build the agent's release archive into target/dist
@@ -58,7 +62,7 @@ fn main() -> ExitCode {
         match arguments.task {
             Task::Demo(options) => demo::run(&options, &terminal).await,
             Task::Up => ended(up(&terminal).await, &terminal),
-            Task::Down => ended(down(&terminal).await, &terminal),
+            Task::Down { all } => ended(down(all, &terminal).await, &terminal),
             Task::Test(options) => test::run(&options, &terminal).await,
             Task::Release { out } => ended(release::run(out.as_deref(), &terminal).await, &terminal),
         }
@@ -110,9 +114,9 @@ async fn up(terminal: &Terminal) -> Result<(), stack::release::ReleaseError> {
     Ok(())
 }
 
-async fn down(terminal: &Terminal) -> Result<(), StackError> {
+async fn down(all: bool, terminal: &Terminal) -> Result<(), StackError> {
     terminal.step("remove every trace of local stacks");
-    let removed = remove_all(&Workspace::find()).await?;
+    let removed = remove_all(&Workspace::find(), all).await?;
     let result =
         if removed.is_empty() { "nothing was there".to_owned() } else { format!("removed: {}", removed.join(", ")) };
     terminal.done(&result);
