@@ -33,7 +33,11 @@ pub trait Engine: Send + Sync + 'static {
     async fn image(&self, image: &ImageReference) -> Result<Option<Image>, EngineError>;
 
     /// Asks the registry for the image. `progress` is told about every change, at most a few times a second.
-    async fn pull(&self, image: &ImageReference, progress: &(dyn Fn(Progress) + Send + Sync)) -> Result<(), EngineError>;
+    async fn pull(
+        &self,
+        image: &ImageReference,
+        progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<(), EngineError>;
 
     /// Makes the container, not started. Volumes and the network it needs are made on the way.
     async fn create(&self, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError>;

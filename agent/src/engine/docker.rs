@@ -166,7 +166,7 @@ impl Engine for DockerEngine {
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
         let found = docker.list_containers(Some(options)).await.map_err(|error| sort("list containers", error))?;
         // The list says neither when a container started nor how often it was restarted.
-        stream::iter(found.into_iter().filter_map(|summary| summary.id).map(|id| ContainerId(id)))
+        stream::iter(found.into_iter().filter_map(|summary| summary.id).map(ContainerId))
             .map(|id| async move { self.inspect(&id).await })
             .buffer_unordered(INSPECTIONS)
             .try_filter_map(|container| std::future::ready(Ok(container)))

@@ -39,7 +39,7 @@ impl FromRequestParts<App> for Remembered {
     async fn from_request_parts(parts: &mut request::Parts, app: &App) -> Result<Self, ApiError> {
         let reference = reference(parts, app).await?;
         let instances = &app.parts().instances;
-        instances.resolve(&reference).map(Self).or_else(|unknown| {
+        instances.find(&reference).await.map(Self).or_else(|unknown| {
             let (history, _) = instances.events_with_history();
             let left = history.into_iter().map(|event| event.instance_name_on_toolbox);
             left.into_iter().find(|name| name.as_str() == reference).map(Self).ok_or_else(|| unresolved(unknown))

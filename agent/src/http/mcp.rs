@@ -45,7 +45,7 @@ async fn endpoint(
             "web pages of this origin may not speak to MCP servers here",
         ));
     }
-    let name = parts.instances.resolve(&reference).map_err(unresolved)?;
+    let name = parts.instances.find(&reference).await.map_err(unresolved)?;
     let upstream = parts.instances.upstream(&name).map_err(|missing| no_upstream(&parts.instances, missing))?;
     match upstream.transport {
         Transport::Http => {}

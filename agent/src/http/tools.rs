@@ -61,6 +61,7 @@ struct Removed {
 }
 
 async fn list(State(instances): State<Instances>) -> Response {
+    instances.looked().await;
     let snapshot = instances.snapshot();
     Json(ListAnswer { success: true, data: &snapshot.instances }).into_response()
 }

@@ -153,7 +153,7 @@ impl Loop {
         };
         match outcome {
             Outcome::LookAgain => self.look_again(&name, underway.cancel.is_cancelled()),
-            Outcome::Reached(reached) => self.reached(name, &entry, underway, reached).await,
+            Outcome::Reached(reached) => self.reached(name, &entry, underway, *reached).await,
             Outcome::Failed(failure) => self.failed(name, &entry, &underway, failure).await,
         }
     }

@@ -123,7 +123,7 @@ pub enum NoUpstream {
 
 /// What a waiting caller finds.
 enum Outcome {
-    Here { state: State, failure: Option<Failure>, view: InstanceView },
+    Here { state: State, failure: Option<Failure>, view: Box<InstanceView> },
     Gone(Option<Failure>),
 }
 
@@ -155,6 +155,24 @@ impl Instances {
     /// Every instance as a heartbeat reports it, those whose deploy failed included.
     pub fn tool_statuses(&self) -> Vec<ToolStatus> {
         self.snapshot().tool_statuses()
+    }
+
+    /// Waits for the loop's first look at the engine, which takes a moment after the agent's start, so that nobody is told that there is
+    /// nothing before anybody has looked. Not for long: an engine that doesn't answer is looked at too.
+    pub async fn looked(&self) {
+        let mut published = self.shared.published.subscribe();
+        let looked = published.wait_for(|snapshot| snapshot.pass.sequence > 0);
+        // Whoever waited in vain is shown what there is.
+        let _ = tokio::time::timeout(FIRST_LOOK, looked).await;
+    }
+
+    /// [`Self::resolve`] after the first look.
+    ///
+    /// # Errors
+    /// See there.
+    pub async fn find(&self, text: &str) -> Result<InstanceName, Unresolved> {
+        self.looked().await;
+        self.resolve(text)
     }
 
     /// The instance called `text`: its name, the backend's id, or its container's.
@@ -242,7 +260,9 @@ impl Instances {
             Some(Outcome::Here { state: State::Stopped | State::Removing, .. }) if accepted.created => {
                 Err(Rejection::Superseded(name))
             }
-            Some(Outcome::Here { view, .. }) => Ok(Deployment { view, created: accepted.created, settled: true }),
+            Some(Outcome::Here { view, .. }) => {
+                Ok(Deployment { view: *view, created: accepted.created, settled: true })
+            }
             Some(Outcome::Gone(Some(failure))) => Err(Rejection::Failed(failure)),
             Some(Outcome::Gone(None)) => Err(Rejection::Superseded(name)),
             None => {
@@ -357,12 +377,12 @@ impl Instances {
             Some(Outcome::Here { state: State::Failed { failure, .. }, .. }) => Err(Rejection::Failed(failure)),
             Some(Outcome::Here { state, view, .. }) => match (&intent, &state) {
                 (Intent::Run, State::Running) | (Intent::Stop, State::Stopped) => {
-                    Ok(Settled { view, already: false, settled: true })
+                    Ok(Settled { view: *view, already: false, settled: true })
                 }
                 (Intent::Run, State::Stopped | State::Stopping | State::Removing)
                 | (Intent::Stop, State::Running | State::Removing) => Err(missing()),
                 (Intent::Run | Intent::Stop | Intent::Remove(_), _) => {
-                    Ok(Settled { view, already: false, settled: false })
+                    Ok(Settled { view: *view, already: false, settled: false })
                 }
             },
             Some(Outcome::Gone(Some(failure))) => Err(Rejection::Failed(failure)),
@@ -376,22 +396,15 @@ impl Instances {
         change: impl FnOnce(&mut Desk) -> Result<T, Rejection> + Send + 'static,
     ) -> Result<T, Rejection> {
         let result = self.shared.change(change).await.map_err(Rejection::Ledger).and_then(|result| result);
-        match &result {
-            Err(Rejection::Ledger(error)) => self.shared.note_write_problem(error),
-            Ok(_) | Err(_) => {}
+        if let Err(Rejection::Ledger(error)) = &result {
+            self.shared.note_write_problem(error);
         }
         result
     }
 
-    /// Waits for the first pass after a start; from then on it only looks.
     async fn engine_answers(&self) -> Result<(), Rejection> {
-        let mut published = self.shared.published.subscribe();
-        let looked = published.wait_for(|snapshot| snapshot.pass.sequence > 0);
-        let reachable = match tokio::time::timeout(FIRST_LOOK, looked).await {
-            Ok(Ok(snapshot)) => snapshot.engine.reachable,
-            Ok(Err(_)) | Err(_) => false,
-        };
-        if reachable { Ok(()) } else { Err(Rejection::EngineUnavailable) }
+        self.looked().await;
+        if self.snapshot().engine.reachable { Ok(()) } else { Err(Rejection::EngineUnavailable) }
     }
 
     /// Waits until the loop has settled request `ticket`, or `deadline`.
@@ -415,7 +428,7 @@ impl Instances {
             return Some(Outcome::Here {
                 state: known.state.clone(),
                 failure: known.failure.clone(),
-                view: view.clone(),
+                view: Box::new(view.clone()),
             });
         }
         snapshot.departed.get(name).map(|departed| Outcome::Gone(departed.failure.clone()))

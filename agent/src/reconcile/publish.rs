@@ -27,7 +27,14 @@ impl Loop {
             let track = self.tracks.get(name).unwrap_or(&none);
             let containers = self.observed.get(name).map_or(&[][..], Vec::as_slice);
             let container = plan::current(entry, containers);
-            let state = state(entry, container, track, now);
+            let state = match state(entry, container, track, now) {
+                // After a start without an engine nothing has been seen yet, and nothing can be done.
+                State::Accepted if !self.engine_status.reachable => {
+                    let failure = Failure::new(FailureKind::EngineFailed, "the Docker Engine does not answer");
+                    State::Failed { failure, retry_at: None }
+                }
+                state => state,
+            };
             let running = state == State::Running;
             let health = match track.health {
                 Some(health) if running => health,

@@ -52,7 +52,7 @@ pub(super) struct Work {
 #[derive(Debug)]
 pub(super) enum Outcome {
     /// Its goal is reached.
-    Reached(Reached),
+    Reached(Box<Reached>),
     /// A step failed.
     Failed(Failure),
     /// What was planned doesn't fit what is there, or isn't wanted any more.
@@ -96,7 +96,7 @@ impl Work {
                 Err(_) => return Outcome::LookAgain,
             }
         }
-        Outcome::Reached(progress)
+        Outcome::Reached(Box::new(progress))
     }
 
     fn name(&self) -> &InstanceName {

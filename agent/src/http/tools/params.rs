@@ -28,7 +28,7 @@ impl FromRequestParts<App> for Named {
 
     async fn from_request_parts(parts: &mut request::Parts, app: &App) -> Result<Self, ApiError> {
         let reference = reference(parts, app).await?;
-        app.parts().instances.resolve(&reference).map(Self).map_err(unresolved)
+        app.parts().instances.find(&reference).await.map(Self).map_err(unresolved)
     }
 }
 

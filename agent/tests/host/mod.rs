@@ -1,0 +1,168 @@
+//! A real Docker Engine for tests: images made on the spot, names of their own, and nothing left behind, also when a test fails.
+
+use std::io::Write as _;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// One test's corner of the engine.
+pub(crate) struct Host {
+    /// Tells what this test made from everything else.
+    pub(crate) scope: String,
+    /// The server's image, which is on this engine and in no registry.
+    pub(crate) image: String,
+    registry: Option<(Child, TempDir)>,
+}
+
+impl Host {
+    pub(crate) fn new() -> Self {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let scope = format!("test-{}-{number}", std::process::id());
+        let image = format!("dtma-test/{scope}:1");
+        let host = Self { scope, image, registry: None };
+        host.import();
+        host
+    }
+
+    fn import(&self) {
+        static SERVER: OnceLock<Vec<u8>> = OnceLock::new();
+        let tar = SERVER.get_or_init(|| {
+            let folder = tempfile::tempdir().unwrap();
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host/server.c");
+            let server = folder.path().join("server");
+            let cc = Command::new("cc").args(["-static", "-O1", "-o"]).arg(&server).arg(&source).output().unwrap();
+            assert!(cc.status.success(), "{}", String::from_utf8_lossy(&cc.stderr));
+            let tar = Command::new("tar").args(["-C"]).arg(folder.path()).args(["-c", "server"]).output().unwrap();
+            assert!(tar.status.success());
+            tar.stdout
+        });
+        let label = format!("LABEL dtma.scope={}", self.scope);
+        let changes =
+            ["--change", r#"ENTRYPOINT ["/server"]"#, "--change", r#"CMD ["serve", "8080"]"#, "--change", &label];
+        let mut import = Command::new("docker")
+            .arg("import")
+            .args(changes)
+            .args(["-", &self.image])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        import.stdin.take().unwrap().write_all(tar).unwrap();
+        assert!(import.wait().unwrap().success());
+    }
+
+    /// Name for an instance, no other test's.
+    pub(crate) fn name(&self, word: &str) -> String {
+        format!("{}-{word}", self.scope)
+    }
+
+    /// A container of somebody else's.
+    pub(crate) fn stranger(&self, name: &str, more: &[&str]) {
+        let label = format!("dtma.scope={}", self.scope);
+        let mut arguments = vec!["run", "-d", "--name", name, "--label", &label];
+        arguments.extend_from_slice(more);
+        arguments.push(&self.image);
+        docker(&arguments);
+    }
+
+    pub(crate) fn inspect(&self, container: &str) -> Value {
+        let all: Value = serde_json::from_str(&docker(&["inspect", container])).unwrap();
+        all[0].clone()
+    }
+
+    /// Everything of this test that is there: containers, volumes, endpoints on the agent's network.
+    pub(crate) fn left(&self) -> Vec<String> {
+        let label = format!("label=dtma.scope={}", self.scope);
+        let mut left: Vec<String> = Vec::new();
+        for list in [["ps", "-aq"], ["volume", "ls"]] {
+            let mut arguments = list.to_vec();
+            if list[0] == "volume" {
+                arguments.push("-q");
+            }
+            arguments.extend_from_slice(&["--filter", &label]);
+            left.extend(docker(&arguments).lines().map(str::to_owned));
+        }
+        let network =
+            docker_may_fail(&["network", "inspect", &format!("dtma-{}", self.scope), "-f", "{{len .Containers}}"]);
+        let endpoints = String::from_utf8_lossy(&network.stdout).trim().to_owned();
+        if network.status.success() && endpoints != "0" {
+            left.push(format!("{endpoints} endpoints"));
+        }
+        left
+    }
+
+    /// A registry on loopback holding the server's image and nothing on the engine; its reference there.
+    pub(crate) fn registry(&mut self) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let storage = folder.path().join("storage");
+        let config = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: 127.0.0.1:{port}}}\n",
+            storage.display()
+        );
+        let path = folder.path().join("config.yml");
+        std::fs::write(&path, config).unwrap();
+        let quiet = || Stdio::null();
+        let child =
+            Command::new("docker-registry").arg("serve").arg(&path).stdout(quiet()).stderr(quiet()).spawn().unwrap();
+        self.registry = Some((child, folder));
+        let there = format!("127.0.0.1:{port}/{}", self.image);
+        docker(&["tag", &self.image, &there]);
+        let begun = Instant::now();
+        while !docker_may_fail(&["push", &there]).status.success() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "the registry did not come up");
+        }
+        docker(&["rmi", &there]);
+        there
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let label = format!("label=dtma.scope={}", self.scope);
+        for (list, remove) in [
+            (&["ps", "-aq"][..], &["rm", "-fv"][..]),
+            (&["volume", "ls", "-q"], &["volume", "rm"]),
+            (&["network", "ls", "-q"], &["network", "rm"]),
+            (&["images", "-q"], &["rmi", "-f"]),
+        ] {
+            let mut arguments = list.to_vec();
+            arguments.extend_from_slice(&["--filter", &label]);
+            let found = docker_may_fail(&arguments).stdout;
+            let found = String::from_utf8_lossy(&found).into_owned();
+            let mut ids: Vec<&str> = found.split_whitespace().collect();
+            ids.dedup();
+            if !ids.is_empty() {
+                docker_may_fail(&[remove, &ids].concat());
+            }
+        }
+        if let Some((child, _)) = &mut self.registry {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A port nobody listens on now.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+pub(crate) fn docker_may_fail(arguments: &[&str]) -> Output {
+    Command::new("docker").args(arguments).output().unwrap()
+}
+
+/// What `docker` printed; it has to succeed.
+pub(crate) fn docker(arguments: &[&str]) -> String {
+    let output = docker_may_fail(arguments);
+    assert!(output.status.success(), "docker {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
