@@ -33,6 +33,9 @@ fn convert(schema: &Value, document: &Value, depth: usize) -> Result<Value, Unre
     // Beside a `$ref` OpenAPI 3.0 ignores everything.
     let Value::Object(keywords) = target(schema, document)? else { return Ok(json!({})) };
     let below = |schema: &Value| convert(schema, document, depth + 1);
+    if let Some(choice) = keywords.get("discriminator") {
+        return chosen(choice, below);
+    }
     let mut converted = Map::new();
     for (keyword, value) in keywords {
         let value = match (keyword.as_str(), value) {
@@ -81,6 +84,19 @@ fn convert(schema: &Value, document: &Value, depth: usize) -> Result<Value, Unre
     Ok(if nullable { json!({ "anyOf": [converted, { "type": "null" }] }) } else { converted })
 }
 
+/// A choice among schemas by the value of one property: `oneOf` beside it would often fit more than one of them.
+fn chosen(choice: &Value, below: impl Fn(&Value) -> Result<Value, Unresolved>) -> Result<Value, Unresolved> {
+    let property = choice.get("propertyName").and_then(Value::as_str).unwrap_or_default();
+    let mapping = choice.get("mapping").and_then(Value::as_object);
+    let mut cases = Vec::new();
+    for (value, reference) in mapping.into_iter().flatten() {
+        let schema = below(&json!({ "$ref": reference }))?;
+        cases.push(json!({ "if": { "properties": { property: { "const": value } } }, "then": schema }));
+    }
+    let values: Vec<_> = mapping.into_iter().flat_map(Map::keys).collect();
+    Ok(json!({ "required": [property], "properties": { property: { "enum": values } }, "allOf": cases }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +117,24 @@ mod tests {
                 "nullable": {"type": "boolean"},
             }})
         );
+    }
+
+    #[test]
+    fn a_discriminator_chooses_the_one_schema_that_holds() {
+        let document = json!({
+            "plain": {"type": "object", "properties": {"type": {"type": "string"}}},
+            "named": {"type": "object", "properties": {"type": {"type": "string"}}, "required": ["name"]},
+        });
+        let schema = json!({
+            "oneOf": [{"$ref": "#/plain"}, {"$ref": "#/named"}],
+            "discriminator": {"propertyName": "type", "mapping": {"on": "#/plain", "snapshot": "#/named"}},
+        });
+        let validator = jsonschema::validator_for(&standalone(&schema, &document).unwrap()).unwrap();
+        assert!(validator.is_valid(&json!({"type": "on"})), "although it fits both");
+        assert!(validator.is_valid(&json!({"type": "snapshot", "name": "a"})));
+        for wrong in [json!({"type": "snapshot"}), json!({"type": "unheard-of"}), json!({})] {
+            assert!(!validator.is_valid(&wrong), "{wrong}");
+        }
     }
 
     #[test]

@@ -16,9 +16,10 @@ use bollard::Docker;
 use bollard::errors::Error as DockerError;
 use bollard::models::{NetworkConnectRequest, NetworkDisconnectRequest, VolumeCreateRequest};
 use bollard::query_parameters::{
-    CreateContainerOptions, DownloadFromContainerOptionsBuilder, InspectNetworkOptions, KillContainerOptionsBuilder,
-    ListContainersOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
-    RemoveVolumeOptions, StartContainerOptions, StopContainerOptionsBuilder, UploadToContainerOptionsBuilder,
+    CreateContainerOptions, DownloadFromContainerOptionsBuilder, InspectContainerOptions, InspectNetworkOptions,
+    KillContainerOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder,
+    RemoveContainerOptionsBuilder, RemoveVolumeOptions, StartContainerOptions, StopContainerOptionsBuilder,
+    UploadToContainerOptionsBuilder,
 };
 use futures_util::TryStreamExt;
 use tokio::sync::Mutex;
@@ -220,6 +221,13 @@ impl DockerHost {
         lease.ok_or_else(|| failure("finding the address", droplet)("it has none".into()))
     }
 
+    async fn is_connected(&self, droplet: DropletId) -> Result<bool, DockerError> {
+        let container =
+            self.docker.inspect_container(&self.container_name(droplet), None::<InspectContainerOptions>).await?;
+        let networks = container.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+        Ok(networks.contains_key(&self.options.network))
+    }
+
     /// A text file of a droplet, running or not; nothing when it isn't there.
     async fn file(&self, droplet: DropletId, path: &str) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
         let options = DownloadFromContainerOptionsBuilder::default().path(path).build();
@@ -278,18 +286,21 @@ impl Host for DockerHost {
     }
 
     async fn connect(&self, droplet: DropletId, connected: bool) -> Result<(), HostError> {
-        let name = self.container_name(droplet);
-        let network = &self.options.network;
+        let failed = failure("plugging the network", droplet);
+        if self.is_connected(droplet).await.map_err(|error| failed(error.into()))? == connected {
+            return Ok(());
+        }
+        let container = self.container_name(droplet);
         let result = if connected {
             let endpoint_config = Some(fixed_address(self.address_of(droplet).await?));
-            let request = NetworkConnectRequest { container: name, endpoint_config };
-            // 403: it is connected already.
-            tolerate(self.docker.connect_network(network, request).await, &[403])
+            self.docker
+                .connect_network(&self.options.network, NetworkConnectRequest { container, endpoint_config })
+                .await
         } else {
-            let request = NetworkDisconnectRequest { container: name, force: Some(true) };
-            tolerate(self.docker.disconnect_network(network, request).await, &[403])
+            let request = NetworkDisconnectRequest { container, force: Some(true) };
+            self.docker.disconnect_network(&self.options.network, request).await
         };
-        result.map_err(|error| failure("plugging the network", droplet)(error.into()))
+        result.map_err(|error| failed(error.into()))
     }
 
     async fn remove(&self, droplet: DropletId) -> Result<(), HostError> {
