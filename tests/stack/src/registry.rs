@@ -35,12 +35,12 @@ fn settings_for(access: Access, listen: SocketAddr, storage: &Path) -> String {
     let read_only = access == Access::ReadOnly;
     format!(
         "version: 0.1\n\
-         log:\n  level: warn\n\
+         log:\n  level: warn\n  accesslog:\n    disabled: true\n\
          storage:\n  \
            filesystem:\n    rootdirectory: {storage:?}\n  \
            cache:\n    blobdescriptor: inmemory\n  \
            maintenance:\n    uploadpurging:\n      enabled: false\n    readonly:\n      enabled: {read_only}\n\
-         http:\n  addr: \"{listen}\"\n"
+         http:\n  addr: \"{listen}\"\n  secret: one process per address, nothing to share\n"
     )
 }
 

@@ -45,6 +45,8 @@ enum DemoError {
     Release(#[from] ReleaseError),
     #[error("{0}")]
     Unexpected(String),
+    #[error("interrupted ({0})")]
+    Interrupted(&'static str),
 }
 
 /// What the last line tells.
@@ -82,14 +84,14 @@ pub(crate) async fn run(options: &Options, terminal: &Terminal) -> ExitCode {
     let mut running = None;
     let outcome = tokio::select! {
         outcome = told(options, &workspace, &mut running, terminal) => outcome,
-        name = interrupted() => Err(DemoError::Unexpected(format!("interrupted ({name})"))),
+        name = interrupted() => Err(DemoError::Interrupted(name)),
     };
     let outcome = match outcome {
         Ok(figures) => Ok(figures),
         Err(error) => {
             terminal.failed(&with_causes(&error));
-            if let Some(stack) = &running {
-                for (name, text) in stack.logs(LOG_LINES).await {
+            if let (Some(stack), false) = (&running, matches!(error, DemoError::Interrupted(_))) {
+                for (name, text) in stack.logs(LOG_LINES).await.into_iter().filter(|(_, text)| !text.is_empty()) {
                     terminal.log(&name, &text);
                 }
             }
