@@ -51,6 +51,9 @@ pub trait Engine: Send + Sync + 'static {
     /// Stop and start in one call, so that the engine finishes it even when the agent dies meanwhile.
     async fn restart(&self, id: &ContainerId, grace_seconds: u32) -> Result<(), EngineError>;
 
+    /// Answers when its process next ends, with its exit code; however soon the engine starts it again.
+    async fn next_exit(&self, id: &ContainerId) -> Result<i64, EngineError>;
+
     /// Removes it by force, its anonymous volumes and network endpoints with it. Removing an absent container is a success.
     async fn remove(&self, id: &ContainerId) -> Result<(), EngineError>;
 

@@ -280,7 +280,8 @@ async fn every_refusal_is_the_contracts_and_leaves_nothing() {
         (body(&host, "x", publish(&taken_port)), 409, "port_conflict"),
         (body(&host, "x", publish(&strangers_port.to_string())), 409, "port_conflict"),
         (body(&host, "x", words(&["exit", "3"])), 422, "exited"),
-        (body(&host, "x", json!({ "baseConfigOverrideJson": { "Entrypoint": ["/nope"] } })), 422, "container_refused"),
+        // The init process starts, and finds nothing to run.
+        (body(&host, "x", json!({ "baseConfigOverrideJson": { "Entrypoint": ["/nope"] } })), 422, "exited"),
         (body(&host, "x", json!({ "resourceLimits": { "cpu": 999 } })), 422, "container_refused"),
         (
             body(&host, "x", json!({ "baseConfigOverrideJson": { "HostConfig": { "Privileged": true } } })),
@@ -306,6 +307,7 @@ async fn every_refusal_is_the_contracts_and_leaves_nothing() {
                 assert!(by_stranger || holder == "a process on the droplet", "{holder}");
                 assert_eq!(by_stranger, asked.to_string().contains(&strangers_port.to_string()), "{holder}");
             }
+            "exited" if asked.to_string().contains("nope") => assert_eq!(answer["details"]["exit_code"], 127),
             "exited" => {
                 assert_eq!(answer["details"]["exit_code"], 3);
                 // Docker may have started it again meanwhile.

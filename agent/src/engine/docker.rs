@@ -13,7 +13,7 @@ use bollard::query_parameters::{
     CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder, InspectContainerOptions,
     InspectNetworkOptions, ListContainersOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder,
     RemoveContainerOptionsBuilder, RemoveVolumeOptions, RestartContainerOptionsBuilder, StartContainerOptions,
-    StopContainerOptionsBuilder,
+    StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
 };
 use bollard::{BollardRequest, ClientVersion, Docker};
 use dtma_api::instance::Progress;
@@ -270,6 +270,20 @@ impl Engine for DockerEngine {
         let options = RestartContainerOptionsBuilder::new().t(grace).build();
         let answer = self.docker().await?.restart_container(id.as_str(), Some(options)).await;
         answer.map_err(|error| sort("restart the container", error))
+    }
+
+    async fn next_exit(&self, id: &ContainerId) -> Result<i64, EngineError> {
+        const OPERATION: &str = "wait for the container's end";
+        let options = WaitContainerOptionsBuilder::new().condition("next-exit").build();
+        let docker = self.docker().await?;
+        let mut answers = docker.wait_container(id.as_str(), Some(options));
+        match answers.next().await {
+            Some(Ok(answer)) => Ok(answer.status_code),
+            // What bollard calls an error is a process that ended with one.
+            Some(Err(bollard::errors::Error::DockerContainerWaitError { code, .. })) => Ok(code),
+            Some(Err(error)) => Err(sort(OPERATION, error)),
+            None => Err(EngineError::Unavailable { operation: OPERATION, source: "the answer broke off".into() }),
+        }
     }
 
     async fn remove(&self, id: &ContainerId) -> Result<(), EngineError> {

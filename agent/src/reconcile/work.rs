@@ -206,25 +206,37 @@ impl Work {
         }
     }
 
-    /// Waits until an MCP server has answered its probe, or anything else has stayed up for a while.
+    /// Waits until an MCP server has answered its probe, or anything else has stayed up for a while; an end of the process ends it at once.
     async fn wait_until_up(&self, id: &ContainerId, progress: &mut Reached) -> Result<(), Stop> {
-        let started = Instant::now();
-        let Some(first) = self.look(id, None).await? else { return Err(Stop::LookAgain) };
-        let probed = self.entry.spec.mcp.as_ref().is_some_and(|mcp| mcp.transport == Transport::Http);
-        if !probed {
+        let up = async {
+            let Some(first) = self.look(id, None).await? else { return Err(Stop::LookAgain) };
+            if self.entry.spec.mcp.as_ref().is_some_and(|mcp| mcp.transport == Transport::Http) {
+                return self.wait_for_answer(id, &first, progress).await;
+            }
             self.enter(State::Probing, "probing", "waiting to see whether it stays up");
             self.pause(self.timing.settle).await?;
             progress.container = self.look(id, Some(first.restart_count)).await?;
-            return Ok(());
+            Ok(())
+        };
+        tokio::select! {
+            up = up => up,
+            exit = self.shared.engine.next_exit(id) => Err(match exit {
+                Ok(code) => self.exited(id, code).await,
+                Err(error) => self.explain(&error).await,
+            }),
         }
+    }
+
+    /// Waits until an MCP server has answered its probe.
+    async fn wait_for_answer(&self, id: &ContainerId, first: &Container, progress: &mut Reached) -> Result<(), Stop> {
         self.enter(State::Probing, "probing", "waiting for the MCP server to answer");
+        let started = Instant::now();
         let mut last = "its container has no address".to_owned();
         while started.elapsed() < self.timing.probe_deadline {
-            let Some(now) = self.look(id, Some(first.restart_count)).await? else { return Err(Stop::LookAgain) };
-            if let Some(at) = upstream(&self.entry, &now) {
+            if let Some(at) = upstream(&self.entry, first) {
                 match self.probe(&at).await? {
                     Ok(()) => {
-                        progress.container = Some(now);
+                        progress.container = self.look(id, Some(first.restart_count)).await?;
                         progress.health = Health::Healthy;
                         progress.probed_at = Some(Timestamp::now());
                         return Ok(());
@@ -239,6 +251,16 @@ impl Work {
         let mut failure = Failure::new(FailureKind::NotAnswering, message);
         failure.log = self.last_lines(id).await;
         Err(Stop::Failed(failure))
+    }
+
+    /// The process ended with `code`; the engine may know more about it.
+    async fn exited(&self, id: &ContainerId, code: i64) -> Stop {
+        let seen = self.shared.engine.inspect(id).await.ok().flatten().map(|container| container.condition);
+        let exit = match seen {
+            Some(Condition::Restarting(exit) | Condition::Exited(exit)) => exit,
+            Some(_) | None => Exit { code, out_of_memory: false, error: String::new() },
+        };
+        Stop::Failed(self.ended(id, &exit).await)
     }
 
     async fn probe(&self, at: &Upstream) -> Result<Result<(), String>, Stop> {

@@ -100,6 +100,10 @@ impl Engine for LoopbackEngine {
         self.start(id).await
     }
 
+    async fn next_exit(&self, _id: &ContainerId) -> Result<i64, EngineError> {
+        std::future::pending().await
+    }
+
     async fn remove(&self, id: &ContainerId) -> Result<(), EngineError> {
         self.answer(|containers| drop(containers.remove(&id.0)))
     }

@@ -355,6 +355,14 @@ impl Engine for FakeEngine {
         self.call("restart", id.as_str(), |world| start(world, id)).await
     }
 
+    async fn next_exit(&self, id: &ContainerId) -> Result<i64, EngineError> {
+        let exits = |world: &mut World| {
+            let held = world.held.iter().find(|held| &held.container.id == id).ok_or_else(|| gone("wait"))?;
+            Ok(matches!(held.container.condition, Condition::Restarting(_)))
+        };
+        if self.call("next_exit", id.as_str(), exits).await? { Ok(3) } else { std::future::pending().await }
+    }
+
     async fn remove(&self, id: &ContainerId) -> Result<(), EngineError> {
         let remove = |world: &mut World| {
             assert!(!world.held.iter().any(|held| &held.container.id == id && !held.ours), "a stranger was removed");
