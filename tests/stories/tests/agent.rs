@@ -195,9 +195,8 @@ fn refusals(image: &str, taken_port: &str) -> Vec<Refused> {
 async fn what_is_refused_gets_the_contracts_answer_and_leaves_nothing() -> Story {
     let scene = Scene::set(DEFAULT_IMAGE).await?;
     let image = scene.stack.mcp_image();
-    let mut holder = old_deploy(&image, "holder", 8080);
-    holder["baseConfigOverrideJson"]["HostConfig"] =
-        json!({ "PortBindings": { "8080/tcp": [{ "HostPort": "28080" }] } });
+    let taken = json!({ "PortBindings": { "8080/tcp": [{ "HostPort": "28080" }] } });
+    let holder = deploy_body(&image, "holder", &taken);
     let reply = scene.agent.deploy_raw(&holder).await?;
     assert_eq!(reply.status, 201, "{}", reply.text);
     let before = scene.docker_inventory().await?;
