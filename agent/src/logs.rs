@@ -86,14 +86,17 @@ impl LogRing {
 /// When the filter is not one, or the process logs already.
 pub fn start(filter: &str) -> Result<LogRing, Box<dyn std::error::Error + Send + Sync>> {
     let ring = LogRing::default();
-    tracing_subscriber::fmt()
+    let subscriber = tracing_subscriber::fmt()
         .json()
         .flatten_event(true)
         .with_current_span(true)
         .with_span_list(false)
         .with_env_filter(EnvFilter::try_new(filter)?)
         .with_writer(Tee { ring: ring.clone() })
-        .try_init()?;
+        .finish();
+    // Not `try_init`, which would also take what libraries write through the `log` crate: at `debug`, bollard writes whole requests there,
+    // environment variables included.
+    tracing::subscriber::set_global_default(subscriber)?;
     Ok(ring)
 }
 

@@ -76,7 +76,7 @@ impl Engine for LoopbackEngine {
                 instance: Some(spec.name.clone()),
                 spec_hash: spec.hash(),
                 spec_label: serde_json::to_string(spec).unwrap(),
-                deployment: Some(deployment.clone()),
+                deployment: Some(*deployment),
                 created: Timestamp::now().as_second(),
                 condition: Condition::Created,
                 restart_count: 0,
