@@ -122,12 +122,7 @@ impl Cloud {
     /// # Errors
     /// When there is no answer or it is no success.
     pub async fn droplets(&self) -> Result<Vec<LocalDroplet>> {
-        #[derive(Deserialize)]
-        struct Answer {
-            droplets: Vec<LocalDroplet>,
-        }
-        let reply = self.send(Method::GET, "/control/droplets", None).await?;
-        reply.decode::<Answer>().map(|answer| answer.droplets)
+        self.send(Method::GET, "/control/droplets", None).await?.decode()
     }
 
     /// How many droplets DigitalOcean's own API lists.
@@ -145,12 +140,15 @@ impl Cloud {
     /// # Errors
     /// When there is no answer or it is no success.
     pub async fn requests(&self) -> Result<Vec<SeenRequest>> {
-        #[derive(Deserialize)]
-        struct Answer {
-            requests: Vec<SeenRequest>,
-        }
-        let reply = self.send(Method::GET, "/control/requests", None).await?;
-        reply.decode::<Answer>().map(|answer| answer.requests)
+        self.send(Method::GET, "/control/requests", None).await?.decode()
+    }
+
+    /// Every request and answer so far that was outside DigitalOcean's description of its API; none where nothing is checked.
+    ///
+    /// # Errors
+    /// When there is no answer or it is no success.
+    pub async fn violations(&self) -> Result<Vec<Value>> {
+        self.send(Method::GET, "/control/violations", None).await?.decode()
     }
 
     /// Lets the next `times` requests of `operation` (an operation id such as `droplets_create`) go wrong.

@@ -188,15 +188,17 @@ impl Stack {
 
     fn spawn_cloud(&self) -> Result<ProcessRecord> {
         let program = self.workspace.program("local-cloud");
-        let args = [
+        let mut args = vec![
             "serve".to_owned(),
             format!("--stack={}", self.id),
             format!("--network={}", network_name(&self.id)),
             format!("--listen={}", self.addresses.cloud),
-            format!("--token={}", self.cloud_token.expose()),
             format!("--registry={}", self.addresses.registry),
         ];
-        let env = surroundings(["RUST_LOG", "DOCKER_HOST"]);
+        args.extend(self.workspace.cloud_contract().map(|path| format!("--check-contract={}", path.display())));
+        let mut env = surroundings(["RUST_LOG", "DOCKER_HOST"]);
+        // Not an argument: those are for everybody to see.
+        env.push(("LOCAL_CLOUD_TOKEN".to_owned(), self.cloud_token.expose().to_owned()));
         ProcessRecord::spawn("local-cloud", &program, args, env, &self.folder, &self.folder.join("local-cloud.log"))
     }
 

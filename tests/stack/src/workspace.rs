@@ -46,6 +46,13 @@ impl Workspace {
         self.target.join("dist")
     }
 
+    /// DigitalOcean's description of its API, where it is: `$DO_OPENAPI`, or in `shared` beside the repository.
+    pub fn cloud_contract(&self) -> Option<PathBuf> {
+        let beside = || self.root.join("../shared/data/digitalocean-subset.openapi.yaml");
+        let path = std::env::var_os("DO_OPENAPI").map_or_else(beside, PathBuf::from);
+        path.is_file().then_some(path)
+    }
+
     /// Where a program built by [`Workspace::build`] lies.
     pub fn program(&self, name: &str) -> PathBuf {
         self.target.join("debug").join(name)
