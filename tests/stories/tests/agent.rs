@@ -37,6 +37,16 @@ async fn assert_adds(scene: &Scene, name: &str) -> Story {
     Ok(())
 }
 
+const PID_OF_AGENT: [&str; 4] = ["systemctl", "show", "--property=MainPID", "dtma-agent"];
+
+async fn until_restarted(scene: &Scene, pid_before: &str) -> Story {
+    until("systemd has started the agent again", SOON, async || {
+        let now = scene.on_droplet(&PID_OF_AGENT).await?;
+        Ok((now != pid_before && now.trim() != "MainPID=0").then_some(()))
+    })
+    .await
+}
+
 async fn assert_lifecycle(scene: &Scene, name: &str) -> Story {
     let calls = [
         (Method::POST, format!("/tools/{name}/stop"), "exited"),
@@ -69,16 +79,11 @@ async fn tools_survive_the_agents_death_and_a_power_cut() -> Story {
     }
     let reply = scene.agent.send(Method::POST, "/tools/sleeper/stop", None).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    let pid_of_agent = "systemctl show --property=MainPID --value dtma-agent";
     let container = scene.agent.get("/tools/adder").await?.json();
 
-    let before = scene.on_droplet(&["sh", "-c", pid_of_agent]).await?;
+    let before = scene.on_droplet(&PID_OF_AGENT).await?;
     scene.on_droplet(&["systemctl", "kill", "--signal=KILL", "dtma-agent"]).await?;
-    until("systemd has started the agent again", SOON, async || {
-        let now = scene.on_droplet(&["sh", "-c", pid_of_agent]).await?;
-        Ok((now != before && now.trim() != "0").then_some(()))
-    })
-    .await?;
+    until_restarted(&scene, &before).await?;
     until("the tool is listed as running", SOON, async || {
         let now = scene.agent.get("/tools/adder").await?.json();
         Ok((now.pointer("/data/state") == Some(&json!("running"))).then_some(()))
@@ -96,12 +101,8 @@ async fn tools_survive_the_agents_death_and_a_power_cut() -> Story {
         Ok((scene.on_droplet(&boot_time).await? != boot).then_some(()))
     })
     .await?;
-    until("the tool is running again", SOON, async || {
-        let now = scene.agent.get("/tools/adder").await?.json();
-        Ok((now.pointer("/data/state") == Some(&json!("running"))).then_some(()))
-    })
-    .await?;
-    assert_adds(&scene, "adder").await?;
+    // Docker starts it before the agent is up; the server itself takes a moment longer than its container.
+    until("the tool answers again", SOON, async || assert_adds(&scene, "adder").await.map(Some)).await?;
     let stopped = scene.agent.get("/tools/sleeper").await?.json();
     assert_eq!(stopped.pointer("/data/state"), Some(&json!("stopped")), "what was stopped stays stopped: {stopped}");
 
@@ -327,8 +328,10 @@ async fn callers_of_the_old_agent_find_what_they_expect() -> Story {
 
     let reply = agent.send(Method::POST, "/ssh/execute", Some(&json!({ "command": "id" }))).await?;
     assert_eq!((reply.status, reply.json()["code"].clone()), (410, json!("no_remote_shell")));
+    let before = scene.on_droplet(&PID_OF_AGENT).await?;
     let reply = agent.send(Method::POST, "/restart", None).await?;
     assert_eq!(reply.status, 202, "{}", reply.text);
+    until_restarted(&scene, &before).await?;
     until("the agent is back", SOON, async || Ok((agent.get("/health").await?.status == 200).then_some(()))).await?;
 
     // Plaintext on the same port is told what to do, with no tool behind it.
