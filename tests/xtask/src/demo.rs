@@ -80,6 +80,7 @@ impl Figures {
 
 pub(crate) async fn run(options: &Options, terminal: &Terminal) -> ExitCode {
     terminal.title("From nothing to a working MCP tool call, and back to nothing");
+    let begun = Instant::now();
     let workspace = Workspace::find();
     let mut running = None;
     let outcome = tokio::select! {
@@ -104,7 +105,7 @@ pub(crate) async fn run(options: &Options, terminal: &Terminal) -> ExitCode {
     };
     match outcome {
         Ok(figures) if cleaned => {
-            terminal.line(&format!("\nDone in {}.", shown(terminal.elapsed())));
+            terminal.line(&format!("\nDone in {}.", shown(begun.elapsed())));
             terminal.line(&figures.line());
             ExitCode::SUCCESS
         }
