@@ -55,12 +55,20 @@ pub async fn set_up(workspace: &Workspace, watch: &dyn Watch) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Err(StackError::NotRoot);
     }
-    install_missing(workspace, watch).await?;
+    install_missing(&NEEDS, workspace, watch).await?;
     docker_answers(workspace, watch).await
 }
 
-async fn install_missing(workspace: &Workspace, watch: &dyn Watch) -> Result<()> {
-    let missing = missing().await;
+/// Makes sure this machine has `wrk`, which only benchmarks need.
+///
+/// # Errors
+/// When it isn't there and can't be installed.
+pub async fn set_up_load(workspace: &Workspace, watch: &dyn Watch) -> Result<()> {
+    install_missing(&[Need { package: "wrk", present: Present::Program("wrk") }], workspace, watch).await
+}
+
+async fn install_missing(needs: &[Need], workspace: &Workspace, watch: &dyn Watch) -> Result<()> {
+    let missing = missing(needs).await;
     if missing.is_empty() {
         return Ok(());
     }
@@ -76,7 +84,7 @@ async fn install_missing(workspace: &Workspace, watch: &dyn Watch) -> Result<()>
     let mut args = vec!["install", "--yes", "--no-install-recommends"];
     args.extend(&packages);
     apt(workspace, "apt-install.log", &args).run(watch).await?;
-    let still = self::missing().await;
+    let still = self::missing(needs).await;
     if still.is_empty() {
         return Ok(());
     }
@@ -91,8 +99,8 @@ fn apt(workspace: &Workspace, log: &str, args: &[&str]) -> Job {
         .env("DEBIAN_FRONTEND", "noninteractive")
 }
 
-async fn missing() -> Vec<&'static Need> {
-    let checks = NEEDS.iter().map(|need| async move {
+async fn missing(needs: &[Need]) -> Vec<&Need> {
+    let checks = needs.iter().map(|need| async move {
         let here = match need.present {
             Present::Program(name) => program(name).is_some(),
             Present::File(path) => Path::new(path).exists(),

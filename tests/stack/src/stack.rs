@@ -106,6 +106,7 @@ impl Stack {
             options.base_images.iter().filter(|image| !prepared.contains(image)).cloned().collect();
         if !wanted.is_empty() {
             prepare::everything(&workspace, &wanted, &Unwatched).await?;
+            remove_stale(&workspace).await?;
             prepared.extend(wanted);
         }
         drop(prepared);

@@ -38,7 +38,7 @@ impl Default for Options {
 
 /// Why the demo ended early.
 #[derive(Debug, thiserror::Error)]
-enum DemoError {
+pub(crate) enum DemoError {
     #[error("{0}")]
     Stack(#[from] StackError),
     #[error("{0}")]
@@ -146,7 +146,8 @@ async fn told(
 
     let mut figures = Figures::default();
     terminal.step("Ask for an environment, as an edge function does");
-    let environment = environment(options, stack, terminal, &mut figures).await?;
+    let (environment, install) = environment(stack, terminal).await?;
+    figures.install = install;
     figures.create_to_active = terminal.done(&format!("active at {}", environment.agent_url.as_deref().unwrap_or("?")));
 
     let agent = stack.agent(&environment)?;
@@ -180,16 +181,10 @@ async fn told(
     Ok(figures)
 }
 
-/// Asks, and follows the events until the environment is active.
-async fn environment(
-    options: &Options,
-    stack: &Stack,
-    terminal: &Terminal,
-    figures: &mut Figures,
-) -> Result<EnvironmentView, DemoError> {
+/// Asks, and follows the events until the environment is active. Also tells how long the agent's own installation took.
+pub(crate) async fn environment(stack: &Stack, terminal: &Terminal) -> Result<(EnvironmentView, Duration), DemoError> {
     let provisioner = stack.provisioner();
-    let request = EnsureRequest { image: Some(options.image.clone()), ..EnsureRequest::default() };
-    let asked = provisioner.ensure(AGENT, &request, 0).await?;
+    let asked = provisioner.ensure(AGENT, &EnsureRequest::default(), 0).await?;
     terminal.say(&format!("asked; environment {}", asked.environment_id));
     let mut events = provisioner.events(AGENT).await?;
     let mut install_begun = None;
@@ -219,9 +214,8 @@ async fn environment(
     let active_at = tokio::time::timeout(ACTIVE_LIMIT, active).await.map_err(|_| {
         DemoError::Unexpected(format!("the environment was not active after {} s", ACTIVE_LIMIT.as_secs()))
     })??;
-    figures.install = install_begun.map_or(Duration::ZERO, |begun| between(begun, active_at));
-    let environment = provisioner.get(AGENT).await?;
-    Ok(environment)
+    let install = install_begun.map_or(Duration::ZERO, |begun| between(begun, active_at));
+    Ok((provisioner.get(AGENT).await?, install))
 }
 
 fn told_event(event: &EnvironmentEvent) -> String {
@@ -236,7 +230,7 @@ fn between(begun: Timestamp, ended: Timestamp) -> Duration {
 }
 
 /// Resident memory of the agent's process, in MB, as systemd and the kernel see it.
-async fn agent_memory(stack: &Stack, environment: &EnvironmentView) -> Result<f64, DemoError> {
+pub(crate) async fn agent_memory(stack: &Stack, environment: &EnvironmentView) -> Result<f64, DemoError> {
     let Some(droplet) = environment.droplet_id else {
         return Err(DemoError::Unexpected("an active environment without a droplet".to_owned()));
     };
@@ -249,7 +243,7 @@ async fn agent_memory(stack: &Stack, environment: &EnvironmentView) -> Result<f6
 }
 
 /// Deploys, showing the agent's own events meanwhile.
-async fn deploy(stack: &Stack, agent: &Agent, terminal: &Terminal) -> Result<InstanceView, DemoError> {
+pub(crate) async fn deploy(stack: &Stack, agent: &Agent, terminal: &Terminal) -> Result<InstanceView, DemoError> {
     let request: DeployRequest = serde_json::from_value(json!({
         "dockerImageUrl": stack.mcp_image(),
         "instanceNameOnToolbox": INSTANCE,

@@ -1,5 +1,6 @@
 //! `cargo xtask`: the one entry to everything a person or CI does with this repository.
 
+mod bench;
 mod demo;
 mod release;
 mod terminal;
@@ -35,6 +36,8 @@ enum Task {
     },
     /// Set up this machine and run every check and test there is
     Test(test::Options),
+    /// Measure the released agent on a droplet against what it may cost
+    Bench,
     /// Build the agent's release archive into target/dist
     Release {
         /// Where to put it instead, as {out}/{version}/
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
             Task::Up => ended(up(&terminal).await, &terminal),
             Task::Down { all } => ended(down(all, &terminal).await, &terminal),
             Task::Test(options) => test::run(&options, &terminal).await,
+            Task::Bench => ended(bench::run(&terminal).await, &terminal),
             Task::Release { out } => ended(release::run(out.as_deref(), &terminal).await, &terminal),
         }
     })
