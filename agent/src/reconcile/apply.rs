@@ -15,7 +15,7 @@ use super::status::Departed;
 use super::work::{Outcome, Reached, Work};
 use crate::engine::ContainerId;
 use crate::instance::{Departure, Failure, FailureKind, Intent, State};
-use crate::store::ledger::{Contents, Entry};
+use crate::store::ledger::{Contents, Entry, LedgerError};
 
 /// How many instances that went are remembered.
 const DEPARTED_KEPT: usize = 64;
@@ -208,17 +208,12 @@ impl Loop {
         self.observed.remove(&name);
         self.tracks.remove(&name);
         let forgotten = name.clone();
-        self.note(move |contents| {
-            contents.entries.remove(&forgotten);
-        })
-        .await;
         // A request that came in meanwhile finds nothing left either.
-        let settled = {
-            let mut desk = self.shared.desk().await;
-            let settled = desk.ticket(&name).max(ticket);
-            desk.forget_ticket(&name);
-            settled
+        let (settled, written) = match self.shared.change(move |desk| desk.forget(&forgotten)).await {
+            Ok((last, written)) => (last.max(ticket), written),
+            Err(error) => (ticket, Err(error)),
         };
+        self.noted(written);
         let failure = match &entry.intent {
             Intent::Remove(Departure::Undone(failure)) => Some(failure.clone()),
             Intent::Remove(Departure::Asked { .. }) | Intent::Run | Intent::Stop => None,
@@ -273,6 +268,10 @@ impl Loop {
             })
             .await
             .and_then(|result| result);
+        self.noted(result);
+    }
+
+    fn noted(&self, result: Result<(), LedgerError>) {
         match result {
             Ok(()) => self.shared.forget_write_problem(),
             Err(error) => self.shared.note_write_problem(&error),

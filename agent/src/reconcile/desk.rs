@@ -28,10 +28,17 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) struct Desk {
     ledger: Ledger,
-    /// The last request for each instance. Numbers go up over all instances and are never used twice.
-    tickets: BTreeMap<InstanceName, u64>,
+    /// The requests for each instance. Numbers go up over all instances and are never used twice.
+    tickets: BTreeMap<InstanceName, Tickets>,
     last_ticket: u64,
     nudges: BTreeMap<InstanceName, Nudge>,
+}
+
+/// Numbers of the requests for one instance, since it was accepted or since the agent started.
+#[derive(Debug, Clone, Copy)]
+struct Tickets {
+    first: u64,
+    last: u64,
 }
 
 impl Desk {
@@ -56,18 +63,32 @@ impl Desk {
     /// Gives a request its number; whoever made it waits until the loop has settled that number.
     pub(super) fn take_ticket(&mut self, name: &InstanceName) -> u64 {
         self.last_ticket += 1;
-        self.tickets.insert(name.clone(), self.last_ticket);
-        self.last_ticket
+        let number = self.last_ticket;
+        let tickets = self.tickets.entry(name.clone()).or_insert(Tickets { first: number, last: number });
+        tickets.last = number;
+        number
     }
 
     /// The last request's number; 0 when nobody has asked since the agent started.
     pub(super) fn ticket(&self, name: &InstanceName) -> u64 {
-        self.tickets.get(name).copied().unwrap_or(0)
+        self.tickets.get(name).map_or(0, |tickets| tickets.last)
     }
 
-    pub(super) fn forget_ticket(&mut self, name: &InstanceName) {
+    /// The first request's number: earlier ones were for another instance that had the name before.
+    pub(super) fn first_ticket(&self, name: &InstanceName) -> u64 {
+        self.tickets.get(name).map_or(0, |tickets| tickets.first)
+    }
+
+    /// Nothing is left of an instance: forgets it and what was asked of it. The last request's number, and whether it was written down.
+    ///
+    /// All at once, so that whoever deploys the same name right after gets a number that isn't forgotten with the old ones.
+    pub(super) fn forget(&mut self, name: &InstanceName) -> (u64, Result<(), LedgerError>) {
+        let last = self.ticket(name);
         self.tickets.remove(name);
         self.nudges.remove(name);
+        let mut contents = self.contents().clone();
+        contents.entries.remove(name);
+        (last, self.note(contents))
     }
 
     /// Leaves a nudge. A restart that is wanted isn't taken back by a start.

@@ -410,10 +410,7 @@ impl Instances {
     /// Waits until the loop has settled request `ticket`, or `deadline`.
     async fn outcome(&self, name: &InstanceName, ticket: u64, deadline: Instant) -> Option<Outcome> {
         let mut published = self.shared.published.subscribe();
-        let settled = published.wait_for(|snapshot| {
-            snapshot.known.get(name).is_some_and(|known| known.settled >= ticket)
-                || snapshot.departed.get(name).is_some_and(|departed| departed.settled >= ticket)
-        });
+        let settled = published.wait_for(|snapshot| found(snapshot, name, ticket).is_some());
         // Cloned at once: holding on to what `wait_for` gives would keep the loop from publishing.
         let snapshot =
             tokio::time::timeout_at(deadline, settled).await.ok().map(|found| found.map(|found| Arc::clone(&found)));
@@ -423,15 +420,22 @@ impl Instances {
             let _ = tokio::time::timeout(NOTICE, noticed).await;
             return None;
         };
-        let snapshot = snapshot.ok()?;
-        if let Some((known, view)) = snapshot.known.get(name).zip(snapshot.view(name)) {
-            return Some(Outcome::Here {
-                state: known.state.clone(),
-                failure: known.failure.clone(),
-                view: Box::new(view.clone()),
-            });
-        }
-        snapshot.departed.get(name).map(|departed| Outcome::Gone(departed.failure.clone()))
+        found(&*snapshot.ok()?, name, ticket)
+    }
+}
+
+/// What became of request `ticket`, once that is known.
+fn found(snapshot: &Snapshot, name: &InstanceName, ticket: u64) -> Option<Outcome> {
+    let here = snapshot.known.get(name).zip(snapshot.view(name));
+    if let Some((known, view)) = here.filter(|(known, _)| known.first <= ticket) {
+        let here =
+            || Outcome::Here { state: known.state.clone(), failure: known.failure.clone(), view: Box::new(view.clone()) };
+        return (known.settled >= ticket).then(here);
+    }
+    match snapshot.departed.get(name).filter(|departed| departed.settled >= ticket) {
+        Some(departed) => Some(Outcome::Gone(departed.failure.clone())),
+        // Whoever has the name now came after it.
+        None => here.map(|_| Outcome::Gone(None)),
     }
 }
 

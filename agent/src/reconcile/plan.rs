@@ -171,6 +171,8 @@ fn run(subject: &Subject<'_>, current: Option<&Container>, now: Instant) -> Opti
             }
             vec![Step::Await]
         }
+        // Somebody's doing, and left so until somebody wants it otherwise.
+        Some(Condition::Paused) if subject.nudge == Some(Nudge::Start) => vec![Step::Restart, Step::Await],
         Some(Condition::Paused) => return None,
         // `choose` never picks these.
         Some(Condition::Removing | Condition::Dead) => return None,

@@ -16,13 +16,17 @@ use crate::store::ledger::Entry;
 
 impl Loop {
     pub(super) async fn publish(&mut self) {
-        let contents = self.shared.desk().await.contents().clone();
+        let (contents, first) = {
+            let desk = self.shared.desk().await;
+            let contents = desk.contents().clone();
+            let first: BTreeMap<_, _> =
+                contents.entries.keys().map(|name| (name.clone(), desk.first_ticket(name))).collect();
+            (contents, first)
+        };
         let now = Timestamp::now();
         let none = Track::default();
         let mut known = BTreeMap::new();
         let mut instances = Vec::with_capacity(contents.entries.len());
-        // Redeployed: the new one's story counts.
-        self.departed.retain(|name, _| !contents.entries.contains_key(name));
         for (name, entry) in &contents.entries {
             let track = self.tracks.get(name).unwrap_or(&none);
             let containers = self.observed.get(name).map_or(&[][..], Vec::as_slice);
@@ -54,6 +58,7 @@ impl Loop {
             known.insert(
                 name.clone(),
                 Known {
+                    first: first.get(name).copied().unwrap_or(0),
                     settled: track.settled,
                     failure: track.failure.clone(),
                     account_tool_instance_id: entry.spec.account_tool_instance_id.clone(),
@@ -95,8 +100,12 @@ fn state(entry: &Entry, container: Option<&Container>, track: &Track, now: Times
             State::Stopping
         }
         (Intent::Stop, _, None) => State::Stopped,
-        (Intent::Run, Some(Condition::Running { .. } | Condition::Paused), None) if entry.proven => State::Running,
-        (Intent::Run, Some(Condition::Running { .. } | Condition::Paused), None) => State::Probing,
+        (Intent::Run, Some(Condition::Running { .. }), None) if entry.proven => State::Running,
+        (Intent::Run, Some(Condition::Running { .. }), None) => State::Probing,
+        (Intent::Run, Some(Condition::Paused), None) => {
+            let message = "its process was paused, and not by the agent; a start wakes it";
+            failed(&Failure::new(FailureKind::NotAnswering, message))
+        }
         (Intent::Run, Some(Condition::Restarting(_)), None) => State::Restarting,
         (Intent::Run, Some(Condition::Exited(exit)), None) if entry.spec.restart != RestartPolicy::UnlessStopped => {
             let kind = FailureKind::Exited { code: Some(exit.code) };

@@ -56,6 +56,8 @@ pub struct PassReport {
 /// What waiting callers look for.
 #[derive(Debug, Clone)]
 pub(super) struct Known {
+    /// Requests before this one were for another instance that had the name before.
+    pub(super) first: u64,
     /// Every request up to this one has been carried out, or has failed for good.
     pub(super) settled: u64,
     pub(super) state: State,
@@ -181,7 +183,9 @@ impl Snapshot {
                 error: view.error.clone(),
             },
         });
-        let failed = self.departed.iter().filter_map(|(name, departed)| {
+        // Redeployed: the new one's story counts.
+        let away = self.departed.iter().filter(|(name, _)| !self.known.contains_key(*name));
+        let failed = away.filter_map(|(name, departed)| {
             let failure = departed.failure.as_ref()?;
             Some(ToolStatus {
                 account_tool_instance_id: Some(departed.account_tool_instance_id.clone()),

@@ -1,6 +1,7 @@
 //! The loop over an engine in memory: what callers are told, what is left, and what survives the agent's death at any point.
 
 mod fake;
+mod rivals;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,0 +1,55 @@
+//! Callers who want different things of one name at once, and people who meddle with its container meanwhile.
+
+use super::*;
+
+/// Lets a caller ask, and no more: what it is answered it only sees when it is awaited.
+async fn ask<F: Future>(mut asking: std::pin::Pin<Box<F>>, until: impl Fn() -> bool) -> std::pin::Pin<Box<F>> {
+    while !until() {
+        assert!(futures_util::poll!(&mut asking).is_pending());
+        tokio::task::yield_now().await;
+    }
+    asking
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removal_is_done_although_the_name_was_deployed_anew_before_its_caller_looked() {
+    let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());
+    let agent = Agent::start(&engine, directory.path());
+    agent.instances.deploy(examples::spec("one"), WAIT).await.unwrap();
+    let one = name("one");
+    let removing = Box::pin(agent.instances.remove(&one, false, WAIT));
+    let removing = ask(removing, || agent.state("one") != Some(InstanceState::Running)).await;
+    agent.until(|snapshot| snapshot.instances.is_empty()).await;
+    assert!(agent.instances.deploy(examples::spec("one"), WAIT).await.unwrap().created);
+    assert_eq!(removing.await.unwrap(), Removal::Gone);
+    assert_eq!(engine.ours(), running(&["one"]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deploy_that_failed_is_told_so_although_the_name_was_deployed_anew_before_its_caller_looked() {
+    let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());
+    let agent = Agent::start(&engine, directory.path());
+    engine.fail("start", refused);
+    let deploying = Box::pin(agent.instances.deploy(examples::spec("one"), WAIT));
+    let deploying = ask(deploying, || agent.events("one").contains(&"removed".to_owned())).await;
+    agent.until(|snapshot| snapshot.instances.is_empty()).await;
+    engine.heal();
+    assert!(agent.instances.deploy(with_port("one", 8081), WAIT).await.unwrap().created);
+    assert_eq!(failure(deploying.await).kind, FailureKind::Refused);
+    let told = agent.instances.tool_statuses();
+    assert_eq!(told.iter().map(|tool| tool.status_on_toolbox).collect::<Vec<_>>(), [InstallationStatus::Running]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_paused_does_not_count_as_running_and_a_start_wakes_it() {
+    let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());
+    let agent = Agent::start(&engine, directory.path());
+    agent.instances.deploy(examples::spec("one"), WAIT).await.unwrap();
+    engine.meddle("one", |container| container.condition = Condition::Paused);
+    agent.until(|snapshot| state_in(snapshot, "one") == Some(InstanceState::Failed)).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(agent.state("one"), Some(InstanceState::Failed), "left as it is until somebody asks");
+    let started = agent.instances.start(&name("one"), WAIT).await.unwrap();
+    assert_eq!((started.settled, started.already), (true, false));
+    assert_eq!(agent.state("one"), Some(InstanceState::Running));
+}
