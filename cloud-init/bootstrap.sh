@@ -10,6 +10,8 @@ MAX_ARCHIVE_KIB=65536
 DOCKER_SOCKET=/var/run/docker.sock
 AGENT_CONF=/etc/dtma.conf
 AGENT_UNIT=dtma-agent.service
+# An agent that systemd had to start again so often, a second apart, is not going to come up.
+MOST_RESTARTS=10
 
 # Seconds a phase may take before it is ended and reported as failed. Their sum stays under the provisioner's own deadline.
 declare -A DEADLINES=([network]=120 [docker]=360 [download]=120 [install]=60 [start]=120)
@@ -142,11 +144,12 @@ CONF
 }
 
 phase_start() {
-    # Returns once the agent has said that it is ready. If it dies first, systemd starts it again until its own limit.
+    # Returns once the agent has said that it is ready. If it dies first, systemd starts it again and again.
     if ! systemctl start "$AGENT_UNIT"; then
         until systemctl is-active --quiet "$AGENT_UNIT"; do
-            if systemctl is-failed --quiet "$AGENT_UNIT"; then
+            if (($(systemctl show --property=NRestarts --value "$AGENT_UNIT") >= MOST_RESTARTS)); then
                 say "$AGENT_UNIT does not start"
+                systemctl stop "$AGENT_UNIT"
                 return 1
             fi
             sleep 0.5
