@@ -29,10 +29,14 @@ enum Present {
     Module(&'static str),
 }
 
-const NEEDS: [Need; 11] = [
+const NEEDS: [Need; 13] = [
     Need { package: "docker.io", present: Present::Program("dockerd") },
     Need { package: "iptables", present: Present::Program("iptables") },
     Need { package: "mmdebstrap", present: Present::Program("mmdebstrap") },
+    // What tells mmdebstrap whether a keyring is trusted already.
+    Need { package: "gpg", present: Present::Program("gpg") },
+    // Sets the units of a droplet's image; a machine that is itself a container may have none.
+    Need { package: "systemd", present: Present::Program("systemctl") },
     Need { package: "docker-registry", present: Present::Program("docker-registry") },
     Need { package: "gcc", present: Present::Program("cc") },
     Need { package: "ca-certificates", present: Present::File("/etc/ssl/certs/ca-certificates.crt") },
@@ -47,6 +51,9 @@ const NEEDS: [Need; 11] = [
     Need { package: "shellcheck", present: Present::Program("shellcheck") },
 ];
 
+/// Since Debian 13 a package of its own; before that it came with `docker.io`, and there is no package of this name.
+const COMMAND_LINE: [Need; 1] = [Need { package: "docker-cli", present: Present::Program("docker") }];
+
 /// Makes sure this machine has what a stack needs. A tenth of a second when it has.
 ///
 /// # Errors
@@ -56,6 +63,7 @@ pub async fn set_up(workspace: &Workspace, watch: &dyn Watch) -> Result<()> {
         return Err(StackError::NotRoot);
     }
     install_missing(&NEEDS, workspace, watch).await?;
+    install_missing(&COMMAND_LINE, workspace, watch).await?;
     docker_answers(workspace, watch).await
 }
 
