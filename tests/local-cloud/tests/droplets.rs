@@ -35,8 +35,10 @@ fn docker(arguments: &[&str]) -> Result<String, String> {
 }
 
 impl Stack {
-    async fn start(name: &str, subnet: u8) -> Self {
+    /// `number` tells the tests of this file apart; runs are told apart by their process.
+    async fn start(name: &str, number: u32) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
+        let subnet = std::process::id() % 126 * 2 + number;
         let name = format!("{name}{}", std::process::id());
         let stack = Self { base: format!("http://10.213.{subnet}.1:8080"), client: reqwest::Client::new(), name };
         let label = format!("dtma.stack={}", stack.name);
@@ -47,7 +49,7 @@ impl Stack {
     }
 
     /// Starts a local cloud over whatever droplets the stack has.
-    async fn serve(&self, subnet: u8) {
+    async fn serve(&self, subnet: u32) {
         let host = DockerHost::connect(DockerHostOptions {
             stack: self.name.clone(),
             network: self.name.clone(),

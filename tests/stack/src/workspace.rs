@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest as _, Sha256};
+
 use crate::command::Job;
 use crate::error::{Result, StackError};
 use crate::watch::Watch;
@@ -34,6 +36,13 @@ impl Workspace {
     /// Cargo's target directory.
     pub fn target(&self) -> &Path {
         &self.target
+    }
+
+    /// A short name no other working tree on this machine has.
+    pub fn short_name(&self) -> String {
+        let mut name = hex::encode(Sha256::digest(self.root.as_os_str().as_encoded_bytes()));
+        name.truncate(6);
+        name
     }
 
     /// Everything a stack leaves on disk: images, logs, records.

@@ -100,7 +100,9 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 
 async fn up(terminal: &Terminal) -> Result<(), stack::release::ReleaseError> {
     let workspace = Workspace::find();
-    let options = StackOptions { id: Some("up".to_owned()), stays: true, ..StackOptions::default() };
+    // The same one every time, and not another clone's.
+    let id = format!("up-{}", workspace.short_name());
+    let options = StackOptions { id: Some(id), stays: true, ..StackOptions::default() };
     terminal.step("prepare: machine, programs, release, images");
     prepare::everything(&workspace, &[prepare::DEFAULT_IMAGE.to_owned(), prepare::BARE_IMAGE.to_owned()], terminal)
         .await?;
