@@ -254,7 +254,8 @@ async fn a_server_of_the_new_era_counts_when_it_can_be_discovered() {
 
 #[tokio::test]
 async fn anything_else_that_answers_is_no_mcp_server() {
-    let cases: [(fn(&HeaderMap, &Value) -> Response<Body>, &str); 5] = [
+    type Answering = fn(&HeaderMap, &Value) -> Response<Body>;
+    let cases: [(Answering, &str); 5] = [
         (|_, _| "hello".into_response(), "no JSON-RPC"),
         (|_, _| StatusCode::METHOD_NOT_ALLOWED.into_response(), "405"),
         (|_, _| StatusCode::INTERNAL_SERVER_ERROR.into_response(), "500"),
