@@ -428,8 +428,11 @@ impl Instances {
 fn found(snapshot: &Snapshot, name: &InstanceName, ticket: u64) -> Option<Outcome> {
     let here = snapshot.known.get(name).zip(snapshot.view(name));
     if let Some((known, view)) = here.filter(|(known, _)| known.first <= ticket) {
-        let here =
-            || Outcome::Here { state: known.state.clone(), failure: known.failure.clone(), view: Box::new(view.clone()) };
+        let here = || Outcome::Here {
+            state: known.state.clone(),
+            failure: known.failure.clone(),
+            view: Box::new(view.clone()),
+        };
         return (known.settled >= ticket).then(here);
     }
     match snapshot.departed.get(name).filter(|departed| departed.settled >= ticket) {

@@ -47,7 +47,7 @@ pub(crate) async fn run(options: &Options, terminal: &Terminal) -> ExitCode {
     if !options.quick && !set_up(&workspace, &mut summary, terminal).await {
         return close(&summary, terminal);
     }
-    cargo("formatting", &["fmt", "--all", "--check"], &workspace, &mut summary, terminal).await;
+    cargo("formatting", &["fmt", "--all", "--check", "--", "--color=never"], &workspace, &mut summary, terminal).await;
     let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny=warnings"];
     cargo("lints", &lints, &workspace, &mut summary, terminal).await;
     let plain = ["test", "--workspace", "--no-fail-fast"];
