@@ -8,6 +8,7 @@ mod health;
 mod host;
 mod mcp;
 mod metrics;
+mod rest;
 pub mod server;
 pub mod tls;
 pub mod tools;

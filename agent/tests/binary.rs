@@ -13,6 +13,7 @@ use std::time::Duration;
 use dtma_agent::store::StateDir;
 use dtma_agent::store::identity::Identity;
 use dtma_api::CertificatePin;
+use reqwest::Version;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -116,6 +117,20 @@ async fn it_serves_without_docker_and_ends_in_order() {
     agent.signal(Signal::KILL);
     let (_, directory) = agent.ended().await;
     assert_eq!(Agent::start(directory, &[]).await.pin, kept);
+}
+
+#[tokio::test]
+async fn whoever_sends_too_much_or_has_the_wrong_key_hears_so_and_not_only_that_the_connection_broke() {
+    let agent = Agent::start(tempfile::tempdir().unwrap(), &[]).await;
+    let url = format!("https://127.0.0.1:{}/tools", agent.port);
+    for (protocol, version) in [("http/1.1", Version::HTTP_11), ("h2", Version::HTTP_2)] {
+        let client = pinned::speaking(agent.pin, &[protocol.as_bytes()]);
+        for (key, expected) in [("fleet", 413), ("wrong", 403)] {
+            let body = vec![b'x'; 20 * 1024 * 1024];
+            let response = client.post(&url).bearer_auth(key).body(body).send().await.unwrap();
+            assert_eq!((response.status().as_u16(), response.version()), (expected, version));
+        }
+    }
 }
 
 #[tokio::test]

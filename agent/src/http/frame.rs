@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::callers::{Callers, Credential};
 use super::error::ApiError;
+use super::rest::Rest;
 use crate::config::PublicStatus;
 
 /// Where a request came from.
@@ -63,7 +64,8 @@ impl Answered {
 }
 
 /// The middleware around the whole router, unknown paths included.
-pub async fn frame(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
+pub async fn frame(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
+    let (mut request, rest) = Rest::of(request);
     let id = request_id(request.headers());
     let method = request.method().clone();
     let span = tracing::info_span!(
@@ -93,6 +95,9 @@ pub async fn frame(State(gate): State<Arc<Gate>>, mut request: Request, next: Ne
         })
     };
     let mut response = answer.instrument(span.clone()).await;
+    if let Some(rest) = rest {
+        rest.discard().await;
+    }
     response.headers_mut().insert(REQUEST_ID_HEADER, id);
     let status = response.status();
     gate.answered.count(status);

@@ -11,6 +11,11 @@ use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
 
 /// A client that ends the handshake unless the server holds the key with this pin.
 pub(crate) fn client(pin: CertificatePin) -> reqwest::Client {
+    speaking(pin, &[b"h2", b"http/1.1"])
+}
+
+/// The same, offering these protocols.
+pub(crate) fn speaking(pin: CertificatePin, protocols: &[&[u8]]) -> reqwest::Client {
     let _ = ring::default_provider().install_default();
     let provider = Arc::new(ring::default_provider());
     let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -19,7 +24,7 @@ pub(crate) fn client(pin: CertificatePin) -> reqwest::Client {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(PinVerifier { pin, provider }))
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     reqwest::Client::builder().tls_backend_preconfigured(config).no_proxy().build().unwrap()
 }
 
