@@ -120,8 +120,9 @@ fn declared_length(headers: &HeaderMap) -> Option<u64> {
 
 /// The server's own URL. The suffix stays as it was written, except that it can't lead out of the endpoint.
 fn target(to: &Forwarding<'_>, query: Option<&str>) -> Option<Uri> {
-    let climbs = |segment: &str| matches!(segment.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | "..");
-    if to.suffix.split('/').any(climbs) {
+    // Servers differ in when they decode a path, so what is a slash or a dot to any of them counts as one.
+    let decoded = to.suffix.to_ascii_lowercase().replace("%2e", ".").replace("%2f", "/").replace("%5c", "/");
+    if decoded.split(['/', '\\']).any(|segment| matches!(segment, "." | "..")) {
         return None;
     }
     let mut path = if to.suffix.is_empty() {
@@ -221,7 +222,7 @@ mod tests {
         assert_eq!(url("/mcp", "", Some("a=b%20c")).unwrap(), "http://172.18.0.2:8080/mcp?a=b%20c");
         assert_eq!(url("/", "/a%2Fb/", None).unwrap(), "http://172.18.0.2:8080/a%2Fb/");
         assert_eq!(url("/mcp", "/x", Some("q")).unwrap(), "http://172.18.0.2:8080/mcp/x?q");
-        for climbing in ["/..", "/../admin", "/x/%2e%2E/..", "/%2E./x", "/./x"] {
+        for climbing in ["/..%2fadmin", "/x%5C..%5C", "/../admin", "/x/%2e%2E/..", "/%2E./x", "/./x"] {
             assert_eq!(url("/mcp", climbing, None), None, "{climbing}");
         }
     }

@@ -7,6 +7,11 @@ use serde_json::{Map, Value};
 
 use super::Refusal;
 
+/// Faults, and warnings, told of at most. Nobody reads more, and a body of nothing but faults would make an answer many times its size.
+const MOST_TOLD: usize = 100;
+/// Elements a list or an object may have: far more than any of them needs.
+const MOST_ELEMENTS: usize = 4096;
+
 /// A place in the body, as a JSON path.
 #[derive(Debug, Clone)]
 pub(super) struct At(String);
@@ -48,14 +53,39 @@ pub(super) fn is_nothing(value: &Value) -> bool {
 
 #[derive(Debug, Default)]
 pub(super) struct Findings {
-    faults: Vec<Fault>,
+    faults: Told,
     forbidden: bool,
-    warnings: Vec<Fault>,
+    warnings: Told,
+}
+
+/// The first of what is to be told, and how much more there is.
+#[derive(Debug, Default)]
+struct Told {
+    first: Vec<Fault>,
+    more: usize,
+}
+
+impl Told {
+    fn add(&mut self, at: &At, problem: impl Into<String>) {
+        if self.first.len() < MOST_TOLD {
+            self.first.push(Fault { path: at.to_string(), problem: problem.into() });
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn list(mut self) -> Vec<Fault> {
+        if self.more > 0 {
+            let problem = format!("has {} more like these, which are not listed", self.more);
+            self.first.push(Fault { path: At::root().to_string(), problem });
+        }
+        self.first
+    }
 }
 
 impl Findings {
     pub(super) fn fault(&mut self, at: &At, problem: impl Into<String>) {
-        self.faults.push(Fault { path: at.to_string(), problem: problem.into() });
+        self.faults.add(at, problem);
     }
 
     pub(super) fn forbid(&mut self, at: &At, problem: impl Into<String>) {
@@ -64,19 +94,19 @@ impl Findings {
     }
 
     pub(super) fn warn(&mut self, at: &At, problem: impl Into<String>) {
-        self.warnings.push(Fault { path: at.to_string(), problem: problem.into() });
+        self.warnings.add(at, problem);
     }
 
     pub(super) fn is_sound(&self) -> bool {
-        self.faults.is_empty()
+        self.faults.first.is_empty()
     }
 
     pub(super) fn into_warnings(self) -> Vec<Fault> {
-        self.warnings
+        self.warnings.list()
     }
 
     pub(super) fn refusal(self) -> Refusal {
-        Refusal { faults: self.faults, forbidden: self.forbidden }
+        Refusal { faults: self.faults.list(), forbidden: self.forbidden }
     }
 
     /// A text that may be absent.
@@ -95,6 +125,10 @@ impl Findings {
     pub(super) fn list<'a>(&mut self, value: Option<&'a Value>, at: &At) -> Vec<(At, &'a Value)> {
         match value {
             None | Some(Value::Null) => Vec::new(),
+            Some(Value::Array(items)) if items.len() > MOST_ELEMENTS => {
+                self.fault(at, format!("has more than {MOST_ELEMENTS} elements"));
+                Vec::new()
+            }
             Some(Value::Array(items)) => {
                 items.iter().enumerate().map(|(index, item)| (at.index(index), item)).collect()
             }
@@ -109,6 +143,10 @@ impl Findings {
     pub(super) fn map<'a>(&mut self, value: Option<&'a Value>, at: &At) -> Vec<(At, &'a str, &'a Value)> {
         match value {
             None | Some(Value::Null) => Vec::new(),
+            Some(Value::Object(members)) if members.len() > MOST_ELEMENTS => {
+                self.fault(at, format!("has more than {MOST_ELEMENTS} members"));
+                Vec::new()
+            }
             Some(Value::Object(members)) => {
                 members.iter().map(|(key, value)| (at.key(key), key.as_str(), value)).collect()
             }

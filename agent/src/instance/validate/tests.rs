@@ -314,3 +314,12 @@ mod properties {
         }
     }
 }
+
+#[test]
+fn a_body_of_nothing_but_faults_gets_a_short_answer() {
+    let refusal = read(json!({"baseConfigOverrideJson": {"Env": vec![1; 4096], "Cmd": vec![""; 5000]}})).unwrap_err();
+    assert_eq!(refusal.faults.len(), 101);
+    let last = refusal.faults.last().unwrap();
+    assert_eq!((last.path.as_str(), last.problem.as_str()), ("$", "has 3997 more like these, which are not listed"));
+    assert!(refusal.faults.iter().any(|fault| fault.problem == "has more than 4096 elements"), "{refusal:?}");
+}
