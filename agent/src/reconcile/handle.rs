@@ -252,10 +252,17 @@ impl Instances {
         };
         let entry = Arc::new(entry);
         let pending = status::Facts::accepted(&entry);
-        let accepted = self.record(move |desk| accept(desk, entry)).await?;
-        if accepted.created {
-            self.shared.journal.write(&name, "accepted", "the deploy was accepted");
-        }
+        let (shared, asked) = (Arc::clone(&self.shared), name.clone());
+        let accepted = self
+            .record(move |desk| {
+                let accepted = accept(desk, entry)?;
+                if accepted.created {
+                    // Before the desk is left, and with it before the loop begins the work that the next events tell of.
+                    shared.journal.write(&asked, "accepted", "the deploy was accepted");
+                }
+                Ok(accepted)
+            })
+            .await?;
         match self.outcome(&name, accepted.ticket, deadline).await {
             Some(Outcome::Here { state: State::Stopped | State::Removing, .. }) if accepted.created => {
                 Err(Rejection::Superseded(name))
