@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_description_names_every_route_and_no_other() {
-        let described: serde_json::Value = serde_json::from_str(include_str!("../../openapi.json")).unwrap();
+        let described: serde_json::Value = serde_json::from_str(include_str!("../openapi.json")).unwrap();
         let mut operations = BTreeSet::new();
         for (path, methods) in described["paths"].as_object().unwrap() {
             for (method, operation) in methods.as_object().unwrap() {
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn the_description_has_this_version() {
-        let described: serde_json::Value = serde_json::from_str(include_str!("../../openapi.json")).unwrap();
+        let described: serde_json::Value = serde_json::from_str(include_str!("../openapi.json")).unwrap();
         assert_eq!(described["info"]["version"], env!("CARGO_PKG_VERSION"));
     }
 }
