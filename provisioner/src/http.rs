@@ -4,6 +4,7 @@ mod agent;
 mod envelope;
 mod error;
 mod events;
+mod extract;
 mod fleet;
 mod internal;
 mod service;
@@ -122,6 +123,7 @@ pub fn router(app: App) -> Router {
         .fallback(|| async { ApiError::NotFound })
         .method_not_allowed_fallback(|| async { ApiError::WrongMethod })
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(from_fn(envelope::to_the_end))
         .layer(from_fn(envelope::cross_origin))
         .layer(from_fn_with_state(app.clone(), envelope::identify))
         .with_state(app)

@@ -2,8 +2,8 @@
 
 use axum::Json;
 use axum::body::{Body, Bytes};
+use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, State};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -15,6 +15,7 @@ use dtma_api::{Token, TokenHash};
 use jiff::Timestamp;
 use tokio_util::io::ReaderStream;
 
+use super::extract::Path;
 use super::{ApiError, App, bearer, parse};
 use crate::environment::{EnrolmentClaim, EnrolmentRefused, Environment};
 use crate::store::StoredHeartbeat;

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::App;
+use super::{ApiError, App};
 
 /// Longer ones are replaced.
 const REQUEST_ID_LENGTH: usize = 128;
@@ -44,6 +44,14 @@ pub(super) async fn identify(State(app): State<App>, request: Request, next: Nex
     response
 }
 
+/// Lets a handler come to its end even when its caller hangs up meanwhile: what it has written it also publishes.
+pub(super) async fn to_the_end(request: Request, next: Next) -> Response {
+    match tokio::spawn(next.run(request).in_current_span()).await {
+        Ok(response) => response,
+        Err(error) => ApiError::Handler(error).into_response(),
+    }
+}
+
 /// As Express' `cors()` does with its defaults, since that is what the callers' browsers have been told so far.
 pub(super) async fn cross_origin(request: Request, next: Next) -> Response {
     let preflight = request.method() == Method::OPTIONS;
@@ -60,4 +68,58 @@ pub(super) async fn cross_origin(request: Request, next: Next) -> Response {
         }
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use axum::Router;
+    use axum::body::Body;
+    use axum::middleware::from_fn;
+    use axum::routing::post;
+    use tokio::sync::Semaphore;
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_caller_who_hangs_up_does_not_stop_a_handler_half_way() {
+        let (begun, written, published) =
+            (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+        let signals = (Arc::clone(&begun), Arc::clone(&written), Arc::clone(&published));
+        let handler = move || async move {
+            let (begun, written, published) = signals;
+            begun.add_permits(1);
+            written.acquire().await.unwrap().forget();
+            published.add_permits(1);
+        };
+        let app = Router::new().route("/", post(handler)).layer(from_fn(to_the_end));
+        let request = Request::post("/").body(Body::empty()).unwrap();
+        tokio::select! {
+            _ = app.oneshot(request) => panic!("nobody has let it finish"),
+            permit = begun.acquire() => permit.unwrap().forget(),
+        }
+        // The request's future is gone now, as after a hang-up.
+        written.add_permits(1);
+        published.acquire().await.unwrap().forget();
+    }
+
+    #[tokio::test]
+    async fn a_handler_that_panics_is_a_500_that_reveals_nothing() {
+        let app = Router::new()
+            .route(
+                "/",
+                post(|| async {
+                    if true {
+                        panic!("inside")
+                    }
+                }),
+            )
+            .layer(from_fn(to_the_end));
+        let response = app.oneshot(Request::post("/").body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let body = axum::body::to_bytes(response.into_body(), 4096).await.unwrap();
+        assert!(!String::from_utf8_lossy(&body).contains("inside"));
+    }
 }

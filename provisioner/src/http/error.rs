@@ -1,7 +1,7 @@
 //! Every failure the provisioner answers with, and its status.
 
 use axum::Json;
-use axum::extract::rejection::BytesRejection;
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -21,6 +21,12 @@ pub enum ApiError {
     /// An id in the path.
     #[error(transparent)]
     InvalidId(#[from] InvalidId),
+    /// The path, once its percent-encoding is undone.
+    #[error("the path can't be used: {0}")]
+    InvalidPath(#[from] PathRejection),
+    /// The query as a whole.
+    #[error("the query can't be used: {0}")]
+    UnreadableQuery(#[from] QueryRejection),
     /// Something in the query.
     #[error("the query parameter {name} must be {rule}")]
     InvalidQuery {
@@ -72,7 +78,7 @@ pub enum ApiError {
     #[error("this path does not take this method")]
     WrongMethod,
     /// Agents' secrets are not served by this version.
-    #[error("this provisioner does not serve tool secrets; pass them with the deploy")]
+    #[error("this provisioner does not serve tool secrets yet")]
     NoToolSecrets,
     /// A heartbeat that wasn't kept.
     #[error(transparent)]
@@ -86,6 +92,9 @@ pub enum ApiError {
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A handler panicked.
+    #[error("a handler has failed")]
+    Handler(#[source] tokio::task::JoinError),
 }
 
 impl From<ChangeError<EnrolmentRefused>> for ApiError {
@@ -115,7 +124,8 @@ impl ApiError {
     fn kind(&self) -> (StatusCode, &'static str) {
         match self {
             Self::InvalidId(_) | Self::Account(NoAccount::Unusable(_)) => (StatusCode::BAD_REQUEST, "invalid_id"),
-            Self::InvalidQuery { .. } => (StatusCode::BAD_REQUEST, "invalid_query"),
+            Self::InvalidPath(_) => (StatusCode::BAD_REQUEST, "invalid_path"),
+            Self::UnreadableQuery(_) | Self::InvalidQuery { .. } => (StatusCode::BAD_REQUEST, "invalid_query"),
             Self::InvalidJson(_) => (StatusCode::BAD_REQUEST, "invalid_json"),
             Self::InvalidRequest(_) => (StatusCode::BAD_REQUEST, "invalid_request"),
             Self::BrokenBody => (StatusCode::BAD_REQUEST, "broken_body"),
@@ -141,6 +151,7 @@ impl ApiError {
             | Self::NoRandomness
             | Self::ReleaseFile(_)
             | Self::Store(_)
+            | Self::Handler(_)
             | Self::Account(NoAccount::Store(_))
             | Self::Wish(WishError::Store(_)) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::Sse;
 use axum::response::sse::{Event, KeepAlive};
 use dtma_api::environment::{EnvironmentEvent, EnvironmentStatus};
@@ -12,6 +12,7 @@ use dtma_api::{AgentId, EnvironmentId};
 use futures_util::Stream;
 use tokio::sync::watch;
 
+use super::extract::Path;
 use super::{ApiError, App, internal};
 
 const KEEP_ALIVE: Duration = Duration::from_secs(15);

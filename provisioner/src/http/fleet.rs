@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use dtma_api::EnvironmentId;
@@ -11,6 +11,7 @@ use dtma_api::environment::EnvironmentStatus;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::extract::{Path, Query};
 use super::{Answer, ApiError, App};
 
 const DEFAULT_LIMIT: u32 = 100;

@@ -54,6 +54,8 @@ async fn every_failure_is_json_that_says_what_is_wrong() {
         ("GET", "/internal/agents/a/tool-environment", "", 404, "environment_not_found"),
         ("GET", "/internal/agents/a/tool-environment/events", "", 404, "environment_not_found"),
         ("GET", "/internal/environments/nonsense", "", 400, "invalid_id"),
+        ("GET", "/internal/environments/%ff", "", 400, "invalid_path"),
+        ("GET", "/internal/environments?limit=1&limit=2", "", 400, "invalid_query"),
         ("GET", "/internal/environments?status=happy", "", 400, "invalid_query"),
         ("GET", "/internal/environments?limit=0", "", 400, "invalid_query"),
         ("GET", "/internal/environments?after=x", "", 400, "invalid_id"),
