@@ -14,7 +14,7 @@ use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::instance::{DeploymentId, HostPort, ImageReference, PortProtocol, Spec, SpecHash};
+use crate::instance::{DeploymentId, HostPort, ImageReference, Limits, PortProtocol, RestartPolicy, Spec, SpecHash};
 
 /// What the agent asks of a container engine. Every verb is safe to repeat, except `create`, which answers
 /// [`EngineError::NameTaken`] the second time. All act on containers of this agent only.
@@ -39,10 +39,16 @@ pub trait Engine: Send + Sync + 'static {
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<(), EngineError>;
 
-    /// Makes the container, not started. Volumes and the network it needs are made on the way.
-    async fn create(&self, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError>;
+    /// Makes the container called `name`, not started. Volumes and the network it needs are made on the way.
+    async fn create(&self, name: &str, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError>;
 
-    /// Starts it; starting a running container is a success.
+    /// Gives it another name; [`EngineError::NameTaken`] when another container has it.
+    async fn rename(&self, id: &ContainerId, name: &str) -> Result<(), EngineError>;
+
+    /// Gives it the limits and the restart policy of `spec` while it goes on running.
+    async fn adjust(&self, id: &ContainerId, spec: &Spec) -> Result<(), EngineError>;
+
+    /// Starts it, or wakes it when its process is frozen; starting a running container is a success.
     async fn start(&self, id: &ContainerId) -> Result<(), EngineError>;
 
     /// Asks it to end, and ends it by force when it hasn't within `grace_seconds`. Stopping a stopped or absent container is a success.
@@ -113,12 +119,30 @@ pub struct Container {
     pub created: i64,
     /// How it is.
     pub condition: Condition,
+    /// What can be changed about it while it is there.
+    pub settings: Settings,
     /// How often the engine restarted it.
     pub restart_count: u64,
     /// Its published ports.
     pub ports: Vec<PortView>,
     /// Its address on the agent's network, while it runs.
     pub address: Option<IpAddr>,
+}
+
+/// What can be changed about a container while it is there, and so has to be looked after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Its limits; 0 where there is none.
+    pub limits: Limits,
+    /// What happens when its process ends; none for a policy that no spec has.
+    pub restart: Option<RestartPolicy>,
+}
+
+impl Settings {
+    /// What they are to be.
+    pub fn of(spec: &Spec) -> Self {
+        Self { limits: spec.limits, restart: Some(spec.restart) }
+    }
 }
 
 /// How a container is.

@@ -6,6 +6,7 @@ pub mod intent;
 pub mod reference;
 pub mod spec;
 pub mod state;
+pub mod update;
 pub mod validate;
 
 pub use intent::{Departure, DeploymentId, Failure, FailureKind, Intent};
@@ -15,4 +16,5 @@ pub use spec::{
     Sandbox, Spec, SpecHash, Volume,
 };
 pub use state::State;
-pub use validate::{Policy, Refusal, validate};
+pub use update::{Course, HealthGate, LastUpdate, Update};
+pub use validate::{Policy, Present, Refusal, validate, validate_update};

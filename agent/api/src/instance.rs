@@ -159,8 +159,33 @@ pub struct InstanceView {
     pub transport: Option<Transport>,
     /// The group it was deployed in.
     pub group_id: Option<String>,
+    /// How the last `PUT /tools/{ref}` ended; none when there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_update: Option<UpdateView>,
     /// Why it is `failed`.
     pub error: Option<String>,
+}
+
+/// How an update of an instance ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UpdateView {
+    /// When it ended.
+    pub at: Timestamp,
+    /// Which of the two versions serves since.
+    pub outcome: UpdateOutcome,
+    /// Why the new version was taken back; none when it wasn't.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Which version serves after an update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UpdateOutcome {
+    /// The new one.
+    Applied,
+    /// The old one: the new one did not show that it works.
+    RolledBack,
 }
 
 /// One published port.
@@ -189,6 +214,8 @@ pub enum InstanceState {
     Starting,
     /// It runs.
     Running,
+    /// Another version of it is being brought up; the old one is kept until that works.
+    Updating,
     /// It is being stopped.
     Stopping,
     /// It is stopped, as asked.

@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder, InspectContainerOptions,
     InspectNetworkOptions, ListContainersOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder,
-    RemoveContainerOptionsBuilder, RemoveVolumeOptions, RestartContainerOptionsBuilder, StartContainerOptions,
-    StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
+    RemoveContainerOptionsBuilder, RemoveVolumeOptions, RenameContainerOptionsBuilder, RestartContainerOptionsBuilder,
+    StartContainerOptions, StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
 };
 use bollard::{BollardRequest, ClientVersion, Docker};
 use dtma_api::instance::Progress;
@@ -219,10 +219,10 @@ impl Engine for DockerEngine {
         }
     }
 
-    async fn create(&self, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError> {
+    async fn create(&self, name: &str, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError> {
         let docker = self.docker().await?;
         self.ensure_network(&docker).await?;
-        let options = CreateContainerOptionsBuilder::new().name(spec.name.as_str()).build();
+        let options = CreateContainerOptionsBuilder::new().name(name).build();
         let body = make::container(spec, *deployment, &self.scope);
         match docker.create_container(Some(options), body).await {
             Ok(answer) => Ok(ContainerId(answer.id)),
@@ -244,6 +244,10 @@ impl Engine for DockerEngine {
         let docker = self.docker().await?;
         match docker.start_container(id.as_str(), None::<StartContainerOptions>).await {
             Ok(()) => Ok(()),
+            Err(error) if errors::is_paused(&error) => {
+                let woken = docker.unpause_container(id.as_str()).await;
+                woken.map_err(|error| sort("wake the container", error))
+            }
             // Somebody removed the network under us; the container's endpoint is made anew on the new one.
             Err(error) if errors::is_missing_network(&error) => {
                 *self.network_ready.lock().await = false;
@@ -253,6 +257,17 @@ impl Engine for DockerEngine {
             }
             Err(error) => Err(sort(OPERATION, error)),
         }
+    }
+
+    async fn rename(&self, id: &ContainerId, name: &str) -> Result<(), EngineError> {
+        let options = RenameContainerOptionsBuilder::new().name(name).build();
+        let answer = self.docker().await?.rename_container(id.as_str(), options).await;
+        answer.map_err(|error| sort("rename the container", error))
+    }
+
+    async fn adjust(&self, id: &ContainerId, spec: &Spec) -> Result<(), EngineError> {
+        let answer = self.docker().await?.update_container(id.as_str(), make::adjustment(spec)).await;
+        answer.map_err(|error| sort("change the container's limits", error))
     }
 
     async fn stop(&self, id: &ContainerId, grace_seconds: u32) -> Result<(), EngineError> {

@@ -21,6 +21,11 @@ impl ApiError {
         Self { status, failure: Failure::new(code, error), header: None }
     }
 
+    /// Its code.
+    pub fn code(&self) -> &str {
+        &self.failure.code
+    }
+
     /// The same with `details`.
     pub fn with_details(mut self, details: Value) -> Self {
         self.failure.details = Some(details);

@@ -92,6 +92,10 @@ fn away(instances: &Instances, name: &InstanceName) -> ApiError {
         );
     };
     match view.state {
+        InstanceState::Updating => {
+            unavailable("instance_updating", format!("the instance {name} is being updated; try again in a moment"))
+                .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
+        }
         InstanceState::Pulling | InstanceState::Creating | InstanceState::Starting | InstanceState::Running => {
             unavailable("instance_starting", format!("the instance {name} is starting; try again in a moment"))
                 .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))

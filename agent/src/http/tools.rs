@@ -22,7 +22,7 @@ use self::failures::{not_found, rejected};
 use self::params::{Named, Parameters};
 use super::App;
 use super::error::ApiError;
-use crate::instance::{Policy, Refusal, validate};
+use crate::instance::{Policy, Present, Refusal, validate, validate_update};
 use crate::reconcile::{Instances, Rejection, Removal, Settled};
 
 /// Largest body of a deploy.
@@ -32,7 +32,7 @@ const MAX_BODY: usize = 1024 * 1024;
 pub(super) fn router() -> Router<App> {
     Router::new()
         .route("/tools", get(list).post(deploy).layer(DefaultBodyLimit::max(MAX_BODY)))
-        .route("/tools/{ref}", get(show).delete(remove))
+        .route("/tools/{ref}", get(show).put(update).delete(remove).layer(DefaultBodyLimit::max(MAX_BODY)))
         .route("/tools/{ref}/start", post(start))
         .route("/tools/{ref}/stop", post(stop))
         .route("/tools/{ref}/restart", post(restart))
@@ -77,14 +77,7 @@ async fn deploy(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<DeployAnswer>), ApiError> {
     let wait = parameters.wait()?;
-    let body = body.map_err(|rejection| ApiError::new(rejection.status(), "invalid_request", rejection.body_text()))?;
-    let body: Value = serde_json::from_slice(&body).map_err(|error| {
-        // Said without the text around the fault, which may hold a secret.
-        let (line, column) = (error.line(), error.column());
-        invalid(vec![Fault { path: "$".to_owned(), problem: format!("is not JSON: line {line}, column {column}") }])
-    })?;
-    let policy = Policy { agent_port: app.parts().port, ..Policy::default() };
-    let (spec, warnings) = validate(&body, &policy).map_err(refused)?;
+    let (spec, warnings) = validate(&json(body)?, &policy(&app)).map_err(refused)?;
     let name = spec.name.clone();
     let deployment = app.parts().instances.deploy(spec, wait).await.map_err(rejected)?;
     let (status, message) = match (deployment.settled, deployment.created) {
@@ -96,6 +89,46 @@ async fn deploy(
     };
     let data = Deployed { instance: deployment.view, warnings };
     Ok((status, Json(DeployAnswer { success: true, message, data })))
+}
+
+/// Brings an instance to another spec; the old version is kept until the new one has shown that it works.
+async fn update(
+    State(app): State<App>,
+    Named(name): Named,
+    parameters: Parameters,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<(StatusCode, Json<DeployAnswer>), ApiError> {
+    let wait = parameters.wait()?;
+    let instances = &app.parts().instances;
+    let known = instances.get(&name).ok_or_else(|| not_found(&name))?;
+    let id = known.account_tool_instance_id.ok_or_else(|| not_found(&name))?;
+    let present = Present { name: &name, account_tool_instance_id: &id };
+    let (spec, gate, warnings) = validate_update(&json(body)?, present, &policy(&app)).map_err(refused)?;
+    let updated = instances.update(spec, gate, wait).await.map_err(rejected)?;
+    let (status, message) = match (updated.settled, updated.already) {
+        (false, _) => (
+            StatusCode::ACCEPTED,
+            format!("{name} is being updated; GET /tools/{name} tells how far it is, and last_update how it ended"),
+        ),
+        (true, false) => (StatusCode::OK, format!("{name} is updated and runs")),
+        (true, true) => (StatusCode::OK, format!("{name} ran like this already")),
+    };
+    let data = Deployed { instance: updated.view, warnings };
+    Ok((status, Json(DeployAnswer { success: true, message, data })))
+}
+
+fn policy(app: &App) -> Policy {
+    Policy { agent_port: app.parts().port, ..Policy::default() }
+}
+
+/// A request's body as JSON.
+fn json(body: Result<Bytes, BytesRejection>) -> Result<Value, ApiError> {
+    let body = body.map_err(|rejection| ApiError::new(rejection.status(), "invalid_request", rejection.body_text()))?;
+    serde_json::from_slice(&body).map_err(|error| {
+        // Said without the text around the fault, which may hold a secret.
+        let (line, column) = (error.line(), error.column());
+        invalid(vec![Fault { path: "$".to_owned(), problem: format!("is not JSON: line {line}, column {column}") }])
+    })
 }
 
 async fn start(

@@ -22,6 +22,8 @@ pub enum State {
     Running,
     /// Its process ended and Docker is about to start it again.
     Restarting,
+    /// Another version of it is being brought up.
+    Updating,
     /// It is being stopped.
     Stopping,
     /// It is stopped.
@@ -45,6 +47,7 @@ impl State {
             Self::Creating => InstanceState::Creating,
             Self::Starting | Self::Probing | Self::Restarting => InstanceState::Starting,
             Self::Running => InstanceState::Running,
+            Self::Updating => InstanceState::Updating,
             Self::Stopping => InstanceState::Stopping,
             Self::Stopped => InstanceState::Stopped,
             Self::Failed { .. } => InstanceState::Failed,
@@ -56,7 +59,7 @@ impl State {
     pub fn reported(&self) -> InstallationStatus {
         match self {
             Self::Accepted => InstallationStatus::PendingDeploy,
-            Self::Pulling | Self::Creating => InstallationStatus::Deploying,
+            Self::Pulling | Self::Creating | Self::Updating => InstallationStatus::Deploying,
             Self::Starting | Self::Probing => InstallationStatus::Starting,
             Self::Running => InstallationStatus::Running,
             Self::Stopping => InstallationStatus::Stopping,

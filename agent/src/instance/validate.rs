@@ -7,6 +7,7 @@
 
 mod findings;
 mod host_config;
+mod update;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -17,6 +18,7 @@ use serde_json::{Map, Value};
 
 use self::findings::{At, Findings, is_nothing};
 use self::host_config::HostConfig;
+pub use self::update::{Present, validate_update};
 use super::spec::{Environment, ImageReference, McpServer, Process, Spec, Volume};
 
 /// What the operator decides about deploys.

@@ -9,10 +9,11 @@ use dtma_api::instance::Transport;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::proxy::host_of;
-use super::{HttpClient, http_client};
+use super::{CONNECT_TIMEOUT, HttpClient, http_client};
 use crate::reconcile::{ProbeFailure, Prober, Upstream};
 
 /// One attempt, from connecting to the answer.
@@ -26,7 +27,7 @@ const LEGACY: &str = "2025-11-25";
 const MODERN: &str = "2026-07-28";
 const SESSION: &str = "mcp-session-id";
 
-/// Probes servers that speak streamable HTTP.
+/// Probes servers: a handshake over streamable HTTP, a connection for what can't be asked yet.
 #[derive(Debug, Clone)]
 pub struct HttpProber {
     client: HttpClient,
@@ -43,9 +44,10 @@ impl Prober for HttpProber {
     async fn probe(&self, upstream: &Upstream) -> Result<(), ProbeFailure> {
         match upstream.transport {
             Transport::Http => {}
-            Transport::Stdio | Transport::Sse | Transport::Websocket => {
+            Transport::Sse | Transport::Websocket => return listens(upstream).await,
+            Transport::Stdio => {
                 return Err(ProbeFailure {
-                    reason: "this version of the agent can only probe streamable HTTP".to_owned(),
+                    reason: "a server on its standard input can't be probed from outside".to_owned(),
                 });
             }
         }
@@ -53,6 +55,16 @@ impl Prober for HttpProber {
         attempt
             .unwrap_or_else(|_| Err(Answer::Nothing(format!("it did not answer within {} seconds", ATTEMPT.as_secs()))))
             .map_err(|answer| ProbeFailure { reason: answer.reason() })
+    }
+}
+
+/// Whether anything accepts connections on the server's port.
+async fn listens(upstream: &Upstream) -> Result<(), ProbeFailure> {
+    let port = upstream.address.port();
+    match timeout(CONNECT_TIMEOUT, TcpStream::connect(upstream.address)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(ProbeFailure { reason: format!("nothing accepts connections on port {port}: {error}") }),
+        Err(_) => Err(ProbeFailure { reason: format!("port {port} did not answer") }),
     }
 }
 

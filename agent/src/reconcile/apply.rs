@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dtma_api::InstanceName;
-use dtma_api::instance::Health;
+use jiff::Timestamp;
 use tokio::task::JoinError;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +13,7 @@ use super::plan::{self, Goal, Job, Step, Subject};
 use super::run::{Loop, Underway};
 use super::status::Departed;
 use super::work::{Outcome, Reached, Work};
-use crate::engine::ContainerId;
+use crate::engine::{ContainerId, Settings};
 use crate::instance::{Departure, Failure, FailureKind, Intent, State};
 use crate::store::ledger::{Contents, Entry, LedgerError};
 
@@ -31,9 +31,10 @@ impl Loop {
         for (name, entry) in &contents.entries {
             let track = self.tracks.entry(name.clone()).or_default();
             let ticket = desk.ticket(name);
+            track.asked = ticket;
             if let Some(underway) = &track.job {
                 // What was begun for another purpose is called off; it ends at its next step.
-                if underway.intent != entry.intent {
+                if underway.purpose != entry.purpose() {
                     underway.cancel.cancel();
                 }
                 continue;
@@ -45,15 +46,24 @@ impl Loop {
                 // Somebody asked anew: no more patience with what failed before.
                 track.not_before = None;
             }
+            let containers = self.observed.get(name).map_or(&[][..], Vec::as_slice);
+            let wanted = Settings::of(&entry.spec);
+            if plan::current(entry, containers).is_none_or(|container| container.settings == wanted) {
+                track.adjusted = false;
+            }
             let subject = Subject {
                 entry,
-                containers: self.observed.get(name).map_or(&[], Vec::as_slice),
+                containers,
                 nudge: desk.nudge_for(name),
                 failing: track.failure.is_some(),
                 not_before: track.not_before.map(Instant::into_std),
+                adjusted: track.adjusted,
             };
             match plan::plan(&subject, now.into_std()) {
-                Some(job) => jobs.push((Arc::clone(entry), job, ticket)),
+                Some(job) => {
+                    track.adjusted |= job.steps.contains(&Step::Adjust);
+                    jobs.push((Arc::clone(entry), job, ticket));
+                }
                 None => track.settled = ticket,
             }
             desk.take_nudge(name);
@@ -71,15 +81,17 @@ impl Loop {
     fn launch(&mut self, entry: Arc<Entry>, job: Job, ticket: u64) {
         let cancel = CancellationToken::new();
         let name = job.instance.clone();
-        let state = match (&entry.intent, job.steps.first()) {
-            (Intent::Remove(_), _) => State::Removing,
-            (Intent::Stop, _) => State::Stopping,
-            (Intent::Run, Some(Step::Fetch | Step::Discard(_))) => State::Pulling,
-            (Intent::Run, Some(Step::Await)) => State::Probing,
-            (Intent::Run, _) => State::Starting,
+        let has = |step: &Step| job.steps.contains(step);
+        let state = match job.goal {
+            Goal::Gone => Some(State::Removing),
+            Goal::Stopped => Some(State::Stopping),
+            Goal::Updated | Goal::Reverted => Some(State::Updating),
+            Goal::Running if has(&Step::Fetch) => Some(State::Pulling),
+            Goal::Running if has(&Step::Start) || has(&Step::Restart) => Some(State::Starting),
+            Goal::Running => Some(State::Probing),
+            Goal::Tidy => None,
         };
-        let underway =
-            Underway { ticket, intent: entry.intent.clone(), job: job.clone(), state, cancel: cancel.clone() };
+        let underway = Underway { ticket, purpose: entry.purpose(), job: job.clone(), state, cancel: cancel.clone() };
         self.tracks.entry(name.clone()).or_default().job = Some(underway);
         let work = Work {
             job,
@@ -131,7 +143,7 @@ impl Loop {
     /// A job says how far it is.
     pub(super) fn reported(&mut self, name: &InstanceName, state: State) {
         if let Some(underway) = self.tracks.get_mut(name).and_then(|track| track.job.as_mut()) {
-            underway.state = state;
+            underway.state = Some(state);
         }
     }
 
@@ -148,7 +160,7 @@ impl Loop {
         let Some(track) = self.tracks.get_mut(&name) else { return };
         let Some(underway) = track.job.take() else { return };
         let wanted = self.shared.desk().await.contents().entries.get(&name).cloned();
-        let Some(entry) = wanted.filter(|entry| entry.intent == underway.intent) else {
+        let Some(entry) = wanted.filter(|entry| entry.purpose() == underway.purpose) else {
             return self.look_again(&name, underway.cancel.is_cancelled());
         };
         match outcome {
@@ -167,21 +179,24 @@ impl Loop {
     }
 
     async fn reached(&mut self, name: InstanceName, entry: &Entry, underway: Underway, reached: Reached) {
-        match underway.job.goal {
-            Goal::Gone => return self.gone(name, entry, underway.ticket).await,
-            Goal::Running | Goal::Stopped => {}
-        }
         let Some(track) = self.tracks.get_mut(&name) else { return };
         track.failure = None;
         track.tries = 0;
         track.not_before = None;
-        let Some(container) = reached.container else {
-            // Only what was in the way has been removed; the next look tells whether more is to be done.
-            return self.look_again(&name, true);
-        };
+        match underway.job.goal {
+            Goal::Gone => return self.gone(name, entry, underway.ticket).await,
+            Goal::Updated => {
+                track.take_health(&reached);
+                return self.updated(&name, reached.image_digest).await;
+            }
+            Goal::Reverted => return self.reverted(&name).await,
+            // The next look tells whether more is to be done.
+            Goal::Tidy => return self.look_again(&name, true),
+            Goal::Running | Goal::Stopped => {}
+        }
+        track.take_health(&reached);
+        let Some(container) = reached.container else { return self.look_again(&name, true) };
         track.settled = underway.ticket;
-        track.health = Some(reached.health).filter(|health| *health != Health::Unknown);
-        track.last_probe_at = reached.probed_at;
         self.observed.insert(name.clone(), vec![container]);
         if underway.job.goal == Goal::Stopped {
             self.shared.journal.write(&name, "stopped", "it is stopped");
@@ -189,19 +204,27 @@ impl Loop {
         }
         let digest = reached.image_digest.or_else(|| entry.image_digest.clone());
         if !entry.proven || digest != entry.image_digest {
-            let proven = name.clone();
-            self.note(move |contents| {
-                let changed = with_entry(contents, &proven, |entry| {
-                    entry.proven = true;
-                    entry.image_digest = digest;
-                });
-                if let Some(changed) = changed {
-                    *contents = changed;
-                }
+            self.note_entry(&name, |entry| {
+                entry.proven = true;
+                entry.image_digest = digest;
             })
             .await;
         }
         self.shared.journal.write(&name, "running", "it runs");
+    }
+
+    /// The next version is the present one from now on. The old one's container is in the way, and goes as whatever is.
+    async fn updated(&mut self, name: &InstanceName, image_digest: Option<String>) {
+        self.note_entry(name, |entry| entry.take_over(image_digest, Timestamp::now())).await;
+        self.shared.journal.write(name, "updated", "the new version works and has taken over");
+        self.look_again(name, true);
+    }
+
+    /// Nothing is left of the next version. The old one is brought back as whatever should run and doesn't.
+    async fn reverted(&mut self, name: &InstanceName) {
+        self.note_entry(name, |entry| entry.settle_back(Timestamp::now())).await;
+        self.shared.journal.write(name, "rolled_back", "the new version was taken back; the old one serves again");
+        self.look_again(name, true);
     }
 
     async fn gone(&mut self, name: InstanceName, entry: &Entry, ticket: u64) {
@@ -237,24 +260,33 @@ impl Loop {
         self.shared.journal.write(&name, "failed", failure.message.clone());
         if underway.job.goal == Goal::Running && !entry.proven {
             // Its first deploy: all it made is taken back, and the caller is answered when that is done.
-            let undone = name.clone();
-            self.note(move |contents| {
-                let intent = Intent::Remove(Departure::Undone(failure));
-                if let Some(changed) = with_entry(contents, &undone, |entry| entry.intent = intent) {
-                    *contents = changed;
-                }
-            })
-            .await;
+            self.note_entry(&name, |entry| entry.intent = Intent::Remove(Departure::Undone(failure))).await;
+            return self.look_again(&name, true);
+        }
+        if underway.job.goal == Goal::Updated {
+            self.note_entry(&name, |entry| entry.turn_back(failure)).await;
             return self.look_again(&name, true);
         }
         let timing = self.timing;
         if let Some(track) = self.tracks.get_mut(&name) {
             track.settled = underway.ticket;
-            track.failure = Some(failure);
+            // An instance that runs isn't failing because something beside it could not be put right.
+            track.failure = Some(failure).filter(|_| underway.job.goal != Goal::Tidy);
             track.not_before = Some(Instant::now() + retry_pause(&timing, track.tries));
             track.tries = track.tries.saturating_add(1);
         }
         self.look_again(&name, true);
+    }
+
+    /// Writes down what has happened to one instance, if it is still there.
+    async fn note_entry(&self, name: &InstanceName, change: impl FnOnce(&mut Entry) + Send + 'static) {
+        let name = name.clone();
+        self.note(move |contents| {
+            if let Some(changed) = with_entry(contents, &name, change) {
+                *contents = changed;
+            }
+        })
+        .await;
     }
 
     /// Writes down what has happened. That it can't be written doesn't make it less true: see [`crate::store::ledger::Ledger::note`].

@@ -1,5 +1,8 @@
 //! The handle through which everything else asks: it writes intent, wakes the loop, and waits for what the loop publishes.
 
+mod accept;
+mod update;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,9 +19,9 @@ use super::desk::{Desk, Shared};
 use super::plan::Nudge;
 use super::status::{EngineStatus, Snapshot};
 use super::{Upstream, status};
-use crate::engine::{EngineError, LogLine, LogOptions, exact_ports};
+use crate::engine::{EngineError, LogLine, LogOptions};
 use crate::instance::reference;
-use crate::instance::{Departure, DeploymentId, Failure, Intent, PortProtocol, Reference, Spec, State, Unresolved};
+use crate::instance::{Departure, DeploymentId, Failure, Intent, LastUpdate, Reference, Spec, State, Unresolved};
 use crate::store::ledger::{Contents, Entry, LedgerError};
 
 /// How long a caller is let wait for the first look at the engine after the agent's start.
@@ -93,6 +96,25 @@ pub enum Rejection {
     /// Something that excludes this is going on.
     #[error("the instance {0} is being removed; try again when it is gone")]
     BeingRemoved(InstanceName),
+    /// An update is under way, or the first deploy is.
+    #[error("the instance {0} is being brought up or updated; try again when that has ended")]
+    Busy(InstanceName),
+    /// An instance keeps its id.
+    #[error("the instance {name} has the accountToolInstanceId {id}, and keeps it")]
+    OtherId {
+        /// The instance.
+        name: InstanceName,
+        /// Its id.
+        id: AccountToolInstanceId,
+    },
+    /// The new version failed, and the old one is back.
+    #[error("the update of {name} was rolled back: {}", .failure.message)]
+    RolledBack {
+        /// The instance.
+        name: InstanceName,
+        /// Why the new version was taken back.
+        failure: Failure,
+    },
     /// Another caller wanted something else meanwhile.
     #[error("another request changed the instance {0} meanwhile")]
     Superseded(InstanceName),
@@ -123,7 +145,7 @@ pub enum NoUpstream {
 
 /// What a waiting caller finds.
 enum Outcome {
-    Here { state: State, failure: Option<Failure>, view: Box<InstanceView> },
+    Here { state: State, failure: Option<Failure>, last_update: Option<Box<LastUpdate>>, view: Box<InstanceView> },
     Gone(Option<Failure>),
 }
 
@@ -248,6 +270,8 @@ impl Instances {
             proven: false,
             image_digest: None,
             accepted_at: Timestamp::now(),
+            update: None,
+            last_update: None,
             spec,
         };
         let entry = Arc::new(entry);
@@ -255,7 +279,7 @@ impl Instances {
         let (shared, asked) = (Arc::clone(&self.shared), name.clone());
         let accepted = self
             .record(move |desk| {
-                let accepted = accept(desk, entry)?;
+                let accepted = accept::deploy(desk, entry)?;
                 if accepted.created {
                     // Before the desk is left, and with it before the loop begins the work that the next events tell of.
                     shared.journal.write(&asked, "accepted", "the deploy was accepted");
@@ -370,6 +394,7 @@ impl Instances {
                 if matches!(was, Intent::Remove(_)) {
                     return Err(Rejection::BeingRemoved(asked));
                 }
+                update::not_updating(entry)?;
                 let pending = status::Facts::accepted(entry);
                 set_intent(desk, &asked, wanted)?;
                 Ok((request(desk, &asked, &was), pending))
@@ -422,7 +447,10 @@ impl Instances {
         let snapshot =
             tokio::time::timeout_at(deadline, settled).await.ok().map(|found| found.map(|found| Arc::clone(&found)));
         let Some(snapshot) = snapshot else {
-            let noticed = published.wait_for(|snapshot| snapshot.known.contains_key(name));
+            let noticed = published.wait_for(|snapshot| {
+                snapshot.known.get(name).is_some_and(|known| known.asked >= ticket)
+                    || snapshot.departed.get(name).is_some_and(|departed| departed.settled >= ticket)
+            });
             // It isn't settled either way; only when the caller is told so differs.
             let _ = tokio::time::timeout(NOTICE, noticed).await;
             return None;
@@ -438,6 +466,7 @@ fn found(snapshot: &Snapshot, name: &InstanceName, ticket: u64) -> Option<Outcom
         let here = || Outcome::Here {
             state: known.state.clone(),
             failure: known.failure.clone(),
+            last_update: known.last_update.clone().map(Box::new),
             view: Box::new(view.clone()),
         };
         return (known.settled >= ticket).then(here);
@@ -447,38 +476,6 @@ fn found(snapshot: &Snapshot, name: &InstanceName, ticket: u64) -> Option<Outcom
         // Whoever has the name now came after it.
         None => here.map(|_| Outcome::Gone(None)),
     }
-}
-
-struct Accepted {
-    ticket: u64,
-    created: bool,
-}
-
-/// Takes a deploy into the ledger, or finds that the same was taken before.
-fn accept(desk: &mut Desk, entry: Arc<Entry>) -> Result<Accepted, Rejection> {
-    let name = entry.spec.name.clone();
-    if let Some(there) = desk.contents().entries.get(&name) {
-        return match &there.intent {
-            Intent::Remove(_) => Err(Rejection::BeingRemoved(name)),
-            Intent::Run | Intent::Stop if there.spec != entry.spec => Err(Rejection::Exists(name)),
-            Intent::Run | Intent::Stop => Ok(Accepted { ticket: desk.take_ticket(&name), created: false }),
-        };
-    }
-    for there in desk.contents().entries.values() {
-        let holder = &there.spec.name;
-        if there.spec.account_tool_instance_id == entry.spec.account_tool_instance_id {
-            let id = entry.spec.account_tool_instance_id.clone();
-            return Err(Rejection::IdTaken { id, holder: holder.clone() });
-        }
-        let taken: Vec<(u16, PortProtocol)> = exact_ports(&there.spec).collect();
-        if let Some((port, _)) = exact_ports(&entry.spec).find(|wanted| taken.contains(wanted)) {
-            return Err(Rejection::PortTaken { port, holder: format!("instance {holder}") });
-        }
-    }
-    let mut contents = desk.contents().clone();
-    contents.entries.insert(name.clone(), entry);
-    desk.commit(contents).map_err(Rejection::Ledger)?;
-    Ok(Accepted { ticket: desk.take_ticket(&name), created: true })
 }
 
 /// Writes down what is wanted of an instance; nothing is written when it was wanted before.

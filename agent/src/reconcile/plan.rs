@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use dtma_api::InstanceName;
 
-use crate::engine::{Condition, Container, ContainerId, Volumes};
-use crate::instance::{Departure, Intent, RestartPolicy};
-use crate::store::ledger::Entry;
+use crate::engine::{Condition, Container, ContainerId, Settings, Volumes};
+use crate::instance::{Course, Departure, Intent, RestartPolicy, Update};
+use crate::store::ledger::{Entry, Version};
 
 /// One instance as the plan sees it. Instances being worked on are left out.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +24,8 @@ pub(super) struct Subject<'a> {
     pub(super) failing: bool,
     /// Not to be tried again by itself before this.
     pub(super) not_before: Option<Instant>,
+    /// Its settings were put right and the engine shows others all the same: it can't have these, and is left alone.
+    pub(super) adjusted: bool,
 }
 
 /// Something a caller wants done once.
@@ -40,12 +42,23 @@ pub(super) enum Nudge {
 pub(super) struct Job {
     /// Which.
     pub(super) instance: InstanceName,
-    /// The container that `Start`, `Stop`, `Restart` and `Await` mean, unless `Create` makes another.
+    /// The version `Fetch`, `Create`, `Await` and `Adjust` mean.
+    pub(super) edition: Edition,
+    /// The container that steps mean when they name none, unless `Create` makes another.
     pub(super) container: Option<ContainerId>,
     /// What is to be done.
     pub(super) steps: Vec<Step>,
     /// What is reached when all of it is done.
     pub(super) goal: Goal,
+}
+
+/// One of an instance's two versions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Edition {
+    /// The one that serves, or is to serve.
+    Present,
+    /// The one that is being tried.
+    Next,
 }
 
 /// What a job is for.
@@ -55,6 +68,12 @@ pub(super) enum Goal {
     Running,
     /// It is stopped.
     Stopped,
+    /// The next version has shown that it works.
+    Updated,
+    /// Nothing is left of the next version.
+    Reverted,
+    /// What is in the way is gone, and what was changed from outside is as it was; the instance itself isn't touched.
+    Tidy,
     /// Nothing is left of it.
     Gone,
 }
@@ -76,31 +95,27 @@ pub(super) enum Step {
     Await,
     /// Stop it.
     Stop,
+    /// Stop another container: the one whose place is taken.
+    Retire(ContainerId),
+    /// Give it the instance's name.
+    Rename,
+    /// Give it the limits and the restart policy of its spec.
+    Adjust,
     /// Remove volumes.
     RemoveVolumes(Volumes),
 }
 
 /// What there is to do for one instance; nothing when it is as it should be, or has to wait.
 pub(super) fn plan(subject: &Subject<'_>, now: Instant) -> Option<Job> {
-    let (current, others) = choose(subject);
-    let mut job = match &subject.entry.intent {
-        Intent::Run => run(subject, current, now),
-        Intent::Stop => stop(subject, current),
-        Intent::Remove(departure) => Some(remove(subject, current, departure)),
+    let job = match (&subject.entry.intent, subject.entry.update.as_deref()) {
+        (Intent::Remove(departure), _) => Some(remove(subject, departure)),
+        (Intent::Run | Intent::Stop, Some(update)) => match update.course {
+            Course::Forth => Some(forth(subject)),
+            Course::Back(_) => Some(back(subject, update)),
+        },
+        (Intent::Run, None) => keep(subject, |current| run(subject, current, now)),
+        (Intent::Stop, None) => keep(subject, stop),
     };
-    // Containers of an older spec, or doubles: out of the way before anything else, since they hold the name and the ports.
-    if !others.is_empty() {
-        let discards = others.into_iter().map(|container| Step::Discard(container.id.clone()));
-        match &mut job {
-            Some(job) => {
-                job.steps.splice(0..0, discards);
-            }
-            None => {
-                let goal = if subject.entry.intent == Intent::Run { Goal::Running } else { Goal::Stopped };
-                job = Some(new_job(subject, current, discards.collect(), goal));
-            }
-        }
-    }
     // A removal has to be tried again like everything else, but is never forgotten.
     let waits = subject.not_before.is_some_and(|at| now < at) && subject.nudge.is_none();
     job.filter(|_| !waits)
@@ -108,6 +123,10 @@ pub(super) fn plan(subject: &Subject<'_>, now: Instant) -> Option<Job> {
 
 /// The container that is the instance, among those saying they belong to it: one made from its present spec, the liveliest first.
 pub(super) fn current<'a>(entry: &Entry, containers: &'a [Container]) -> Option<&'a Container> {
+    of_version(entry.present(), containers)
+}
+
+fn of_version<'a>(version: Version<'_>, containers: &'a [Container]) -> Option<&'a Container> {
     let rank = |container: &Container| match container.condition {
         Condition::Running { .. } => 0,
         Condition::Restarting(_) | Condition::Paused => 1,
@@ -116,31 +135,59 @@ pub(super) fn current<'a>(entry: &Entry, containers: &'a [Container]) -> Option<
         Condition::Removing | Condition::Dead => 4,
     };
     let fits = |container: &&Container| {
-        container.spec_hash == entry.spec_hash
-            && container.name == entry.spec.name.as_str()
+        &container.spec_hash == version.spec_hash
+            // Labels of a lost ledger's containers may not have said.
+            && container.deployment.is_none_or(|deployment| deployment == version.deployment)
             && !matches!(container.condition, Condition::Dead | Condition::Removing)
     };
     containers.iter().filter(fits).min_by_key(|container| rank(container))
 }
 
-/// The container to keep, and those in its way. One being removed by the engine is neither: it can only be waited for.
-fn choose<'a>(subject: &Subject<'a>) -> (Option<&'a Container>, Vec<&'a Container>) {
+/// Removes every container but `kept`. One being removed by the engine can only be waited for.
+fn discards(subject: &Subject<'_>, kept: &[Option<&Container>]) -> Vec<Step> {
+    let kept: Vec<&ContainerId> = kept.iter().flatten().map(|container| &container.id).collect();
+    let others = subject.containers.iter().filter(|container| !kept.contains(&&container.id));
+    let others = others.filter(|container| container.condition != Condition::Removing);
+    others.map(|container| Step::Discard(container.id.clone())).collect()
+}
+
+fn new_job(
+    subject: &Subject<'_>,
+    edition: Edition,
+    container: Option<&Container>,
+    steps: Vec<Step>,
+    goal: Goal,
+) -> Job {
+    let container = container.map(|container| container.id.clone());
+    Job { instance: subject.entry.spec.name.clone(), edition, container, steps, goal }
+}
+
+/// An instance that stays what it is. What is in the way goes before anything else, since it holds the name and the ports.
+fn keep(subject: &Subject<'_>, wanted: impl FnOnce(Option<&Container>) -> Option<(Vec<Step>, Goal)>) -> Option<Job> {
     let current = current(subject.entry, subject.containers);
-    let others = subject
-        .containers
-        .iter()
-        .filter(|container| Some(&container.id) != current.map(|current| &current.id))
-        .filter(|container| container.condition != Condition::Removing)
-        .collect();
-    (current, others)
+    let mut steps = discards(subject, &[current]);
+    if let Some(current) = current {
+        steps.extend(put_right(subject, current));
+    }
+    let (more, goal) = wanted(current).unwrap_or((Vec::new(), Goal::Tidy));
+    steps.extend(more);
+    (!steps.is_empty()).then(|| new_job(subject, Edition::Present, current, steps, goal))
 }
 
-fn new_job(subject: &Subject<'_>, current: Option<&Container>, steps: Vec<Step>, goal: Goal) -> Job {
-    let container = current.map(|container| container.id.clone());
-    Job { instance: subject.entry.spec.name.clone(), container, steps, goal }
+/// What somebody changed about the container from outside.
+fn put_right(subject: &Subject<'_>, current: &Container) -> Vec<Step> {
+    let spec = &subject.entry.spec;
+    let mut steps = Vec::new();
+    if current.name != spec.name.as_str() {
+        steps.push(Step::Rename);
+    }
+    if current.settings != Settings::of(spec) && !subject.adjusted {
+        steps.push(Step::Adjust);
+    }
+    steps
 }
 
-fn run(subject: &Subject<'_>, current: Option<&Container>, now: Instant) -> Option<Job> {
+fn run(subject: &Subject<'_>, current: Option<&Container>, now: Instant) -> Option<(Vec<Step>, Goal)> {
     let steps = match current.map(|container| &container.condition) {
         // The name is still held; the engine reports when it isn't.
         None if subject.containers.iter().any(|container| container.condition == Condition::Removing) => return None,
@@ -171,26 +218,58 @@ fn run(subject: &Subject<'_>, current: Option<&Container>, now: Instant) -> Opti
             }
             vec![Step::Await]
         }
-        // Somebody's doing, and left so until somebody wants it otherwise.
-        Some(Condition::Paused) if subject.nudge == Some(Nudge::Start) => vec![Step::Restart, Step::Await],
-        Some(Condition::Paused) => return None,
-        // `choose` never picks these.
+        // Somebody froze it, and it was promised to run.
+        Some(Condition::Paused) => vec![Step::Start, Step::Await],
+        // `current` never picks these.
         Some(Condition::Removing | Condition::Dead) => return None,
     };
-    Some(new_job(subject, current, steps, Goal::Running))
+    Some((steps, Goal::Running))
 }
 
-fn stop(subject: &Subject<'_>, current: Option<&Container>) -> Option<Job> {
-    match current.map(|container| &container.condition) {
-        Some(Condition::Running { .. } | Condition::Restarting(_) | Condition::Paused) => {
-            Some(new_job(subject, current, vec![Step::Stop], Goal::Stopped))
-        }
-        None | Some(Condition::Created | Condition::Exited(_) | Condition::Removing | Condition::Dead) => None,
+fn is_lively(container: &Container) -> bool {
+    match container.condition {
+        Condition::Running { .. } | Condition::Restarting(_) | Condition::Paused => true,
+        Condition::Created | Condition::Exited(_) | Condition::Removing | Condition::Dead => false,
     }
 }
 
-fn remove(subject: &Subject<'_>, current: Option<&Container>, departure: &Departure) -> Job {
-    let mut steps = Vec::new();
+fn stop(current: Option<&Container>) -> Option<(Vec<Step>, Goal)> {
+    current.filter(|container| is_lively(container)).map(|_| (vec![Step::Stop], Goal::Stopped))
+}
+
+/// The next version is fetched and made while the old one serves; then they change places.
+fn forth(subject: &Subject<'_>) -> Job {
+    let old = current(subject.entry, subject.containers);
+    let next = subject.entry.next().and_then(|version| of_version(version, subject.containers));
+    let mut steps = discards(subject, &[old, next]);
+    if next.is_none() {
+        steps.extend([Step::Fetch, Step::Create]);
+    }
+    steps.extend(old.filter(|old| is_lively(old)).map(|old| Step::Retire(old.id.clone())));
+    match next.map(|next| &next.condition) {
+        Some(Condition::Running { .. } | Condition::Restarting(_)) => {}
+        _ => steps.push(Step::Start),
+    }
+    steps.push(Step::Await);
+    new_job(subject, Edition::Next, next, steps, Goal::Updated)
+}
+
+/// All the next version made is taken back. Then the instance is an ordinary one again.
+fn back(subject: &Subject<'_>, update: &Update) -> Job {
+    let old = current(subject.entry, subject.containers);
+    let mut steps = discards(subject, &[old]);
+    steps.extend(volumes_of(update));
+    new_job(subject, Edition::Present, old, steps, Goal::Reverted)
+}
+
+fn volumes_of(update: &Update) -> Option<Step> {
+    (!update.spec.volumes.is_empty()).then_some(Step::RemoveVolumes(Volumes::OfDeployment(update.deployment)))
+}
+
+fn remove(subject: &Subject<'_>, departure: &Departure) -> Job {
+    let entry = subject.entry;
+    let current = current(entry, subject.containers);
+    let mut steps = discards(subject, &[current]);
     if let Some(current) = current {
         // A server that was asked for gets the chance to end in order; one that never worked doesn't.
         if matches!(departure, Departure::Asked { .. }) && matches!(current.condition, Condition::Running { .. }) {
@@ -200,13 +279,14 @@ fn remove(subject: &Subject<'_>, current: Option<&Container>, departure: &Depart
     }
     match departure {
         Departure::Asked { volumes: true } => {
-            steps.push(Step::RemoveVolumes(Volumes::OfInstance(subject.entry.spec.name.clone())));
+            steps.push(Step::RemoveVolumes(Volumes::OfInstance(entry.spec.name.clone())));
         }
-        Departure::Asked { volumes: false } => {}
-        Departure::Undone(_) if subject.entry.spec.volumes.is_empty() => {}
-        Departure::Undone(_) => steps.push(Step::RemoveVolumes(Volumes::OfDeployment(subject.entry.deployment))),
+        // What only a version had that never came to serve isn't kept.
+        Departure::Asked { volumes: false } => steps.extend(entry.update.as_deref().and_then(volumes_of)),
+        Departure::Undone(_) if entry.spec.volumes.is_empty() => {}
+        Departure::Undone(_) => steps.push(Step::RemoveVolumes(Volumes::OfDeployment(entry.deployment))),
     }
-    new_job(subject, current, steps, Goal::Gone)
+    new_job(subject, Edition::Present, current, steps, Goal::Gone)
 }
 
 #[cfg(test)]

@@ -59,12 +59,14 @@ impl Loop {
                 name.clone(),
                 Known {
                     first: first.get(name).copied().unwrap_or(0),
+                    asked: track.asked,
                     settled: track.settled,
                     failure: track.failure.clone(),
                     account_tool_instance_id: entry.spec.account_tool_instance_id.clone(),
                     container: container.map(|container| container.id.clone()),
                     upstream,
                     mcp: entry.spec.mcp.is_some(),
+                    last_update: entry.last_update.clone(),
                     state,
                 },
             );
@@ -82,8 +84,8 @@ impl Loop {
 
 /// Where an instance stands.
 fn state(entry: &Entry, container: Option<&Container>, track: &Track, now: Timestamp) -> State {
-    if let Some(underway) = &track.job {
-        return underway.state.clone();
+    if let Some(state) = track.job.as_ref().and_then(|underway| underway.state.clone()) {
+        return state;
     }
     let failed = |failure: &Failure| State::Failed {
         failure: failure.clone(),
@@ -95,6 +97,7 @@ fn state(entry: &Entry, container: Option<&Container>, track: &Track, now: Times
     let condition = container.map(|container| &container.condition);
     match (&entry.intent, condition, &track.failure) {
         (Intent::Remove(_), _, _) => State::Removing,
+        (Intent::Run | Intent::Stop, _, None) if entry.update.is_some() => State::Updating,
         (Intent::Stop, _, Some(failure)) | (Intent::Run, _, Some(failure)) => failed(failure),
         (Intent::Stop, Some(Condition::Running { .. } | Condition::Restarting(_) | Condition::Paused), None) => {
             State::Stopping
@@ -103,7 +106,7 @@ fn state(entry: &Entry, container: Option<&Container>, track: &Track, now: Times
         (Intent::Run, Some(Condition::Running { .. }), None) if entry.proven => State::Running,
         (Intent::Run, Some(Condition::Running { .. }), None) => State::Probing,
         (Intent::Run, Some(Condition::Paused), None) => {
-            let message = "its process was paused, and not by the agent; a start wakes it";
+            let message = "its process was paused, and not by the agent; it is woken";
             failed(&Failure::new(FailureKind::NotAnswering, message))
         }
         (Intent::Run, Some(Condition::Restarting(_)), None) => State::Restarting,

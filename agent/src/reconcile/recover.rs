@@ -89,6 +89,8 @@ async fn entry(
         proven,
         image_digest: None,
         accepted_at: now,
+        update: None,
+        last_update: None,
         spec,
     };
     Ok(Some(entry))

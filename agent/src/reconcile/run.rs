@@ -16,11 +16,11 @@ use super::handle::Instances;
 use super::observe::watch;
 use super::plan::Job;
 use super::status::{Departed, EngineStatus, PassReport};
-use super::work::{Gates, Outcome};
+use super::work::{Gates, Outcome, Reached};
 use super::{Prober, Timing};
 use crate::engine::{Container, Engine};
-use crate::instance::{Failure, Intent, State};
-use crate::store::ledger::{Found, Ledger};
+use crate::instance::{Failure, State};
+use crate::store::ledger::{Found, Ledger, Purpose};
 
 /// What the loop is made of.
 pub struct Parts {
@@ -102,6 +102,8 @@ pub(super) struct Loop {
 #[derive(Debug, Default)]
 pub(super) struct Track {
     pub(super) job: Option<Underway>,
+    /// The last request that has been planned for.
+    pub(super) asked: u64,
     pub(super) settled: u64,
     pub(super) failure: Option<Failure>,
     pub(super) tries: u32,
@@ -110,14 +112,24 @@ pub(super) struct Track {
     pub(super) unsure: bool,
     pub(super) health: Option<Health>,
     pub(super) last_probe_at: Option<Timestamp>,
+    /// Its settings have been put right since they were last seen to be right.
+    pub(super) adjusted: bool,
+}
+
+impl Track {
+    pub(super) fn take_health(&mut self, reached: &Reached) {
+        self.health = Some(reached.health).filter(|health| *health != Health::Unknown);
+        self.last_probe_at = reached.probed_at;
+    }
 }
 
 #[derive(Debug)]
 pub(super) struct Underway {
     pub(super) ticket: u64,
-    pub(super) intent: Intent,
+    pub(super) purpose: Purpose,
     pub(super) job: Job,
-    pub(super) state: State,
+    /// How far it is; none where the instance goes on as it was meanwhile.
+    pub(super) state: Option<State>,
     pub(super) cancel: CancellationToken,
 }
 

@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use dtma_api::heartbeat::{RuntimeDetails, ToolStatus};
-use dtma_api::instance::{Health, InstallationStatus, InstanceView};
+use dtma_api::instance::{Health, InstallationStatus, InstanceView, UpdateOutcome, UpdateView};
 use dtma_api::{AccountToolInstanceId, InstanceName};
 use jiff::Timestamp;
 
 use super::Upstream;
 use crate::engine::{Condition, Container, ContainerId};
-use crate::instance::{Failure, State};
+use crate::instance::{Failure, LastUpdate, Spec, State};
 use crate::store::ledger::Entry;
 
 /// Everything known at the end of one pass.
@@ -58,6 +58,8 @@ pub struct PassReport {
 pub(super) struct Known {
     /// Requests before this one were for another instance that had the name before.
     pub(super) first: u64,
+    /// Every request up to this one has been taken notice of.
+    pub(super) asked: u64,
     /// Every request up to this one has been carried out, or has failed for good.
     pub(super) settled: u64,
     pub(super) state: State,
@@ -67,6 +69,8 @@ pub(super) struct Known {
     pub(super) container: Option<ContainerId>,
     pub(super) upstream: Option<Upstream>,
     pub(super) mcp: bool,
+    /// How the last update ended.
+    pub(super) last_update: Option<LastUpdate>,
 }
 
 /// An instance that is gone.
@@ -140,22 +144,31 @@ impl Facts<'_> {
             mcp_url: spec.mcp.as_ref().map(|_| format!("/tools/{}/mcp", spec.name)),
             transport: spec.mcp.as_ref().map(|mcp| mcp.transport),
             group_id: None,
+            last_update: self.entry.last_update.as_ref().map(shown_update),
             error,
         }
     }
 
     /// Where its MCP endpoint is, while its process runs.
     pub(super) fn upstream(&self) -> Option<Upstream> {
-        upstream(self.entry, self.container?)
+        upstream(&self.entry.spec, self.container?)
+    }
+}
+
+fn shown_update(update: &LastUpdate) -> UpdateView {
+    UpdateView {
+        at: update.at,
+        outcome: if update.failure.is_some() { UpdateOutcome::RolledBack } else { UpdateOutcome::Applied },
+        reason: update.failure.as_ref().map(|failure| failure.message.clone()),
     }
 }
 
 /// Where the MCP endpoint of a running container is.
-pub(super) fn upstream(entry: &Entry, container: &Container) -> Option<Upstream> {
-    let mcp = entry.spec.mcp.as_ref()?;
+pub(super) fn upstream(spec: &Spec, container: &Container) -> Option<Upstream> {
+    let mcp = spec.mcp.as_ref()?;
     let Condition::Running { .. } = container.condition else { return None };
     Some(Upstream {
-        instance: entry.spec.name.clone(),
+        instance: spec.name.clone(),
         transport: mcp.transport,
         address: SocketAddr::new(container.address?, mcp.port),
         path: mcp.path.clone(),

@@ -13,12 +13,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::desk::Shared;
 use super::failure::{Meaning, meaning};
-use super::plan::{Goal, Job, Step};
+use super::plan::{Edition, Goal, Job, Step};
 use super::status::upstream;
 use super::{Prober, Timing, Upstream};
 use crate::engine::{Condition, Container, ContainerId, EngineError, Exit, LogOptions, exact_ports};
-use crate::instance::{Failure, FailureKind, State};
-use crate::store::ledger::Entry;
+use crate::instance::{Failure, FailureKind, HealthGate, RestartPolicy, Spec, State};
+use crate::store::ledger::{Entry, Version};
 
 /// How many lines of a failed server's output go into the failure.
 const LAST_LINES: u32 = 20;
@@ -103,8 +103,26 @@ impl Work {
         &self.job.instance
     }
 
+    /// The version the job is about. A next version that went away meanwhile means that the job isn't wanted any more.
+    fn version(&self) -> Version<'_> {
+        match self.job.edition {
+            Edition::Present => self.entry.present(),
+            Edition::Next => self.entry.next().unwrap_or(self.entry.present()),
+        }
+    }
+
+    fn spec(&self) -> &Spec {
+        self.version().spec
+    }
+
     fn enter(&self, state: State, event: &str, message: impl Into<String>) {
         self.shared.journal.write(self.name(), event, message);
+        let state = match self.job.goal {
+            Goal::Updated => State::Updating,
+            // The instance goes on as it was.
+            Goal::Tidy => return,
+            Goal::Running | Goal::Stopped | Goal::Reverted | Goal::Gone => state,
+        };
         // The loop outlives its jobs; when it doesn't, nobody is left to tell.
         let _ = self.reports.send((self.name().clone(), state));
     }
@@ -120,15 +138,19 @@ impl Work {
             (Step::Create, _) => {
                 self.enter(State::Creating, "creating", "creating the container");
                 let _permit = self.gates.calls.acquire().await;
-                match engine.create(&self.entry.spec, &self.entry.deployment).await {
+                let version = self.version();
+                match engine.create(&self.container_name(), version.spec, &version.deployment).await {
                     Ok(id) => *container = Some(id),
                     Err(error) => return Err(self.explain(&error).await),
                 }
                 return Ok(());
             }
             (Step::Await, Some(id)) => return self.wait_until_up(id, progress).await,
-            (Step::Start | Step::Restart | Step::Stop | Step::Await, None) => return Err(Stop::LookAgain),
-            (Step::Discard(_) | Step::RemoveVolumes(_) | Step::Start | Step::Restart | Step::Stop, _) => {}
+            (Step::Start | Step::Restart | Step::Stop | Step::Rename | Step::Adjust | Step::Await, None) => {
+                return Err(Stop::LookAgain);
+            }
+            (Step::Discard(_) | Step::Retire(_) | Step::RemoveVolumes(_), _)
+            | (Step::Start | Step::Restart | Step::Stop | Step::Rename | Step::Adjust, _) => {}
         }
         let _permit = self.gates.calls.acquire().await;
         let result = match (step, &*container) {
@@ -145,6 +167,19 @@ impl Work {
                 self.enter(state, "stopping", "stopping the container");
                 engine.stop(id, grace).await
             }
+            (Step::Retire(id), _) => {
+                self.enter(State::Updating, "replacing", "stopping the old version's container");
+                engine.stop(id, grace).await
+            }
+            (Step::Rename, Some(id)) => engine.rename(id, self.spec().name.as_str()).await,
+            (Step::Adjust, Some(id)) => {
+                self.shared.journal.write(
+                    self.name(),
+                    "adjusting",
+                    "its limits or its restart policy were changed, and not by the agent; they are put right",
+                );
+                engine.adjust(id, self.spec()).await
+            }
             (Step::Discard(id), _) => {
                 if self.job.goal == Goal::Gone {
                     self.enter(State::Removing, "removing", "removing the container");
@@ -159,7 +194,8 @@ impl Work {
             }
             (Step::RemoveVolumes(which), _) => engine.remove_volumes(which).await,
             // Handled above.
-            (Step::Fetch | Step::Create | Step::Await | Step::Start | Step::Restart | Step::Stop, _) => Ok(()),
+            (Step::Fetch | Step::Create | Step::Await, _)
+            | (Step::Start | Step::Restart | Step::Stop | Step::Rename | Step::Adjust, None) => Ok(()),
         };
         match result {
             Ok(()) => Ok(()),
@@ -167,11 +203,20 @@ impl Work {
         }
     }
 
+    /// What the job's container is called. The next version's gets the instance's name when the old one's is gone; until then it has one
+    /// that no instance and hardly a stranger has.
+    fn container_name(&self) -> String {
+        match self.job.edition {
+            Edition::Present => self.entry.spec.name.to_string(),
+            Edition::Next => format!("dtma-next-{}", self.version().deployment.0),
+        }
+    }
+
     /// Sees that the image is there; its digest.
     async fn fetch(&self) -> Result<Option<String>, Stop> {
         let engine = &self.shared.engine;
-        let image = &self.entry.spec.image;
-        let policy = self.entry.spec.pull_policy;
+        let image = &self.spec().image;
+        let policy = self.spec().pull_policy;
         if policy != PullPolicy::Always {
             match engine.image(image).await {
                 Ok(Some(found)) => return Ok(found.digest),
@@ -206,20 +251,10 @@ impl Work {
         }
     }
 
-    /// Waits until an MCP server has answered its probe, or anything else has stayed up for a while; an end of the process ends it at once.
+    /// Waits until it has shown that it runs; an end of its process ends that at once.
     async fn wait_until_up(&self, id: &ContainerId, progress: &mut Reached) -> Result<(), Stop> {
-        let up = async {
-            let Some(first) = self.look(id, None).await? else { return Err(Stop::LookAgain) };
-            if self.entry.spec.mcp.as_ref().is_some_and(|mcp| mcp.transport == Transport::Http) {
-                return self.wait_for_answer(id, &first, progress).await;
-            }
-            self.enter(State::Probing, "probing", "waiting to see whether it stays up");
-            self.pause(self.timing.settle).await?;
-            progress.container = self.look(id, Some(first.restart_count)).await?;
-            Ok(())
-        };
         tokio::select! {
-            up = up => up,
+            up = self.pass_gate(id, progress) => up,
             exit = self.shared.engine.next_exit(id) => Err(match exit {
                 Ok(code) => self.exited(id, code).await,
                 Err(error) => self.explain(&error).await,
@@ -227,36 +262,83 @@ impl Work {
         }
     }
 
-    /// Waits until an MCP server has answered its probe.
-    async fn wait_for_answer(&self, id: &ContainerId, first: &Container, progress: &mut Reached) -> Result<(), Stop> {
-        self.enter(State::Probing, "probing", "waiting for the MCP server to answer");
+    /// What the version has to show, and how long it may take.
+    fn gate(&self) -> (std::time::Duration, u32) {
+        match (self.job.edition, &self.entry.update) {
+            (Edition::Next, Some(update)) => {
+                let HealthGate { timeout_seconds, successes } = update.gate;
+                (std::time::Duration::from_secs(timeout_seconds.into()), successes)
+            }
+            (Edition::Next, None) | (Edition::Present, _) => (self.timing.probe_deadline, 1),
+        }
+    }
+
+    /// Looks again and again until it was found well as often in a row as the gate wants.
+    async fn pass_gate(&self, id: &ContainerId, progress: &mut Reached) -> Result<(), Stop> {
+        let Some(first) = self.look(id, None).await? else { return Err(Stop::LookAgain) };
+        let (patience, successes) = self.gate();
+        let answers = self.spec().mcp.as_ref().is_some_and(|mcp| mcp.transport != Transport::Stdio);
+        let what = if answers { "waiting for the server to answer" } else { "waiting to see whether it stays up" };
+        self.enter(State::Probing, "probing", what);
         let started = Instant::now();
         let mut last = "its container has no address".to_owned();
-        while started.elapsed() < self.timing.probe_deadline {
-            if let Some(at) = upstream(&self.entry, first) {
-                match self.probe(&at).await? {
-                    Ok(()) => {
-                        progress.container = self.look(id, Some(first.restart_count)).await?;
-                        progress.health = Health::Healthy;
-                        progress.probed_at = Some(Timestamp::now());
+        let mut in_a_row = 0;
+        while started.elapsed() < patience {
+            match self.check(&first).await? {
+                Ok(health) => {
+                    progress.container = self.look(id, Some(first.restart_count)).await?;
+                    progress.health = health;
+                    progress.probed_at = answers.then(Timestamp::now);
+                    in_a_row += 1;
+                    if in_a_row >= successes {
                         return Ok(());
                     }
-                    Err(reason) => last = reason,
+                }
+                Err(reason) => {
+                    last = reason;
+                    in_a_row = 0;
                 }
             }
             self.pause(self.timing.probe_pause).await?;
         }
-        let seconds = self.timing.probe_deadline.as_secs();
-        let message = format!("the server did not answer as an MCP server within {seconds} s of its start: {last}");
+        let seconds = patience.as_secs();
+        let message = if in_a_row > 0 {
+            format!("the server was found well only {in_a_row} times in a row within {seconds} s of its start")
+        } else {
+            format!("the server did not answer as an MCP server within {seconds} s of its start: {last}")
+        };
         let mut failure = Failure::new(FailureKind::NotAnswering, message);
         failure.log = self.last_lines(id).await;
         Err(Stop::Failed(failure))
     }
 
+    /// Whether it is well now: an MCP server answers as one, or on its port where it can't be asked; anything else has stayed up.
+    async fn check(&self, container: &Container) -> Result<Result<Health, String>, Stop> {
+        let Some(mcp) = self.spec().mcp.as_ref().filter(|mcp| mcp.transport != Transport::Stdio) else {
+            self.pause(self.timing.settle).await?;
+            return Ok(Ok(Health::Unknown));
+        };
+        let Some(at) = upstream(self.spec(), container) else {
+            return Ok(Err("its container has no address".to_owned()));
+        };
+        let proves = if mcp.transport == Transport::Http { Health::Healthy } else { Health::Unknown };
+        Ok(self.probe(&at).await?.map(|()| proves))
+    }
+
     /// The process ended with `code`; the engine may know more about it.
     async fn exited(&self, id: &ContainerId, code: i64) -> Stop {
-        let seen = self.shared.engine.inspect(id).await.ok().flatten().map(|container| container.condition);
+        let seen = match self.shared.engine.inspect(id).await {
+            Ok(seen) => seen.map(|container| container.condition),
+            // It went away together with its containers.
+            Err(EngineError::Unavailable { .. }) => return Stop::LookAgain,
+            Err(_) => None,
+        };
         let exit = match seen {
+            // A process that ends by itself is started again under this policy. This one was ended from outside: by somebody, or by an
+            // engine that is about to restart. That says nothing about the server.
+            Some(Condition::Exited(_)) if self.spec().restart == RestartPolicy::UnlessStopped => {
+                return Stop::LookAgain;
+            }
             Some(Condition::Restarting(exit) | Condition::Exited(exit)) => exit,
             Some(_) | None => Exit { code, out_of_memory: false, error: String::new() },
         };
@@ -332,7 +414,7 @@ impl Work {
             error = error as &dyn std::error::Error,
             "a step failed"
         );
-        match meaning(error, &self.entry.spec) {
+        match meaning(error, self.spec()) {
             Meaning::Failed(failure) => Stop::Failed(failure),
             Meaning::LookAgain => Stop::LookAgain,
             Meaning::NameTaken => self.name_taken().await,
@@ -356,7 +438,7 @@ impl Work {
     }
 
     async fn port_taken(&self, port: Option<u16>) -> Stop {
-        let wanted = exact_ports(&self.entry.spec).find(|(number, _)| port.is_none_or(|port| port == *number));
+        let wanted = exact_ports(self.spec()).find(|(number, _)| port.is_none_or(|port| port == *number));
         let holder = match wanted {
             Some((number, protocol)) => self.shared.engine.port_holder(number, protocol).await.ok().flatten(),
             None => None,

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::instance::{DeploymentId, Intent, Spec, SpecHash};
+use crate::instance::{Course, DeploymentId, Failure, Intent, LastUpdate, Spec, SpecHash, Update};
 use crate::store::durable;
 
 /// Version of the file's format.
@@ -38,6 +38,79 @@ pub struct Entry {
     pub image_digest: Option<String>,
     /// When the deploy was accepted.
     pub accepted_at: Timestamp,
+    /// The version being tried, while there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<Box<Update>>,
+    /// How the last update ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_update: Option<LastUpdate>,
+}
+
+/// One version of an instance: what it is, and which accepted request brought it.
+#[derive(Debug, Clone, Copy)]
+pub struct Version<'a> {
+    /// What it is.
+    pub spec: &'a Spec,
+    /// Hash of the spec when it was accepted.
+    pub spec_hash: &'a SpecHash,
+    /// The request that brought it.
+    pub deployment: DeploymentId,
+}
+
+/// What is being worked towards. Work begun for another purpose is called off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Purpose {
+    intent: Intent,
+    update: Option<(DeploymentId, Course)>,
+}
+
+impl Entry {
+    /// The version that serves, or is to serve.
+    pub fn present(&self) -> Version<'_> {
+        Version { spec: &self.spec, spec_hash: &self.spec_hash, deployment: self.deployment }
+    }
+
+    /// The version being tried.
+    pub fn next(&self) -> Option<Version<'_>> {
+        let update = self.update.as_ref()?;
+        Some(Version { spec: &update.spec, spec_hash: &update.spec_hash, deployment: update.deployment })
+    }
+
+    /// What is being worked towards.
+    pub fn purpose(&self) -> Purpose {
+        let update = self.update.as_ref().map(|update| (update.deployment, update.course.clone()));
+        Purpose { intent: self.intent.clone(), update }
+    }
+
+    /// The version being tried has shown that it works: it is the present one now.
+    pub fn take_over(&mut self, image_digest: Option<String>, at: Timestamp) {
+        let Some(update) = self.update.take() else { return };
+        let Update { spec, spec_hash, deployment, .. } = *update;
+        self.spec = spec;
+        self.spec_hash = spec_hash;
+        self.deployment = deployment;
+        self.proven = true;
+        self.image_digest = image_digest;
+        self.last_update = Some(LastUpdate { deployment, at, failure: None });
+    }
+
+    /// The version being tried has failed: what it made is to be taken back, and what was wanted before is wanted again.
+    pub fn turn_back(&mut self, failure: Failure) {
+        if let Some(update) = &mut self.update {
+            self.intent = update.before.clone();
+            update.course = Course::Back(failure);
+        }
+    }
+
+    /// Nothing is left of the version that failed.
+    pub fn settle_back(&mut self, at: Timestamp) {
+        let Some(update) = self.update.take() else { return };
+        let failure = match update.course {
+            Course::Back(failure) => Some(failure),
+            Course::Forth => None,
+        };
+        self.last_update = Some(LastUpdate { deployment: update.deployment, at, failure });
+    }
 }
 
 /// What the ledger holds.
@@ -232,6 +305,8 @@ mod tests {
                 proven: true,
                 image_digest: None,
                 accepted_at: Timestamp::UNIX_EPOCH,
+                update: None,
+                last_update: None,
                 spec,
             };
             (entry.spec.name.clone(), Arc::new(entry))

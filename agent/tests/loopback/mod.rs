@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use dtma_agent::engine::{
-    Condition, Container, ContainerId, Engine, EngineError, Exit, Image, LogLine, LogOptions, Volumes,
+    Condition, Container, ContainerId, Engine, EngineError, Exit, Image, LogLine, LogOptions, Settings, Volumes,
 };
 use dtma_agent::instance::{DeploymentId, ImageReference, PortProtocol, Spec};
 use dtma_api::instance::Progress;
@@ -67,24 +67,39 @@ impl Engine for LoopbackEngine {
         self.answer(|_| ())
     }
 
-    async fn create(&self, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError> {
+    async fn create(&self, name: &str, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError> {
         self.answer(|containers| {
             let id = ContainerId(format!("{:064x}", containers.len() + 1));
             let container = Container {
                 id: id.clone(),
-                name: spec.name.to_string(),
+                name: name.to_owned(),
                 instance: Some(spec.name.clone()),
                 spec_hash: spec.hash(),
                 spec_label: serde_json::to_string(spec).unwrap(),
                 deployment: Some(*deployment),
                 created: Timestamp::now().as_second(),
                 condition: Condition::Created,
+                settings: Settings::of(spec),
                 restart_count: 0,
                 ports: Vec::new(),
                 address: None,
             };
             containers.insert(id.0.clone(), container);
             id
+        })
+    }
+
+    async fn rename(&self, id: &ContainerId, name: &str) -> Result<(), EngineError> {
+        self.answer(|containers| {
+            let container = containers.get_mut(&id.0).expect("the agent only acts on containers that are there");
+            name.clone_into(&mut container.name);
+        })
+    }
+
+    async fn adjust(&self, id: &ContainerId, spec: &Spec) -> Result<(), EngineError> {
+        self.answer(|containers| {
+            let container = containers.get_mut(&id.0).expect("the agent only acts on containers that are there");
+            container.settings = Settings::of(spec);
         })
     }
 

@@ -22,6 +22,11 @@ pub(super) fn is_missing_network(error: &Error) -> bool {
         .is_some_and(|(status, message)| status == 404 && message.contains("network") && message.contains("not found"))
 }
 
+/// The container's process is frozen.
+pub(super) fn is_paused(error: &Error) -> bool {
+    refusal(error).is_some_and(|(status, message)| status == 409 && message.contains("paused container"))
+}
+
 /// Somebody else is removing it.
 pub(super) fn is_being_removed(error: &Error) -> bool {
     refusal(error).is_some_and(|(status, message)| status == 409 && message.contains("already in progress"))

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use bollard::models::{
-    ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountType, MountVolumeOptions, NetworkCreateRequest,
-    PortBinding, RestartPolicy as DockerRestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, ContainerUpdateBody, HostConfig, HostConfigLogConfig, Mount, MountType, MountVolumeOptions,
+    NetworkCreateRequest, PortBinding, RestartPolicy as DockerRestartPolicy, RestartPolicyNameEnum,
 };
 use dtma_api::instance::Transport;
 
@@ -94,9 +94,26 @@ pub(super) fn container(spec: &Spec, deployment: DeploymentId, scope: &str) -> C
     }
 }
 
+/// What [`super::super::Settings`] are to be, for a container that is there.
+pub(super) fn adjustment(spec: &Spec) -> ContainerUpdateBody {
+    let memory = signed(spec.limits.memory_bytes);
+    ContainerUpdateBody {
+        memory: Some(memory),
+        // Always together: Docker refuses memory above the swap it knows.
+        memory_swap: Some(memory),
+        nano_cpus: Some(signed(spec.limits.nano_cpus)),
+        pids_limit: Some(i64::from(spec.limits.pids)),
+        restart_policy: Some(restart_policy(spec.restart)),
+        ..ContainerUpdateBody::default()
+    }
+}
+
+fn signed(amount: u64) -> i64 {
+    i64::try_from(amount).unwrap_or(i64::MAX)
+}
+
 fn host_config(spec: &Spec, deployment: DeploymentId, scope: &str) -> HostConfig {
     let limits = spec.limits;
-    let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
     let mut bindings: HashMap<String, Option<Vec<PortBinding>>> = HashMap::new();
     for port in &spec.ports {
         let binding = PortBinding {

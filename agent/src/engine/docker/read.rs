@@ -5,21 +5,21 @@ use std::net::IpAddr;
 
 use bollard::container::LogOutput;
 use bollard::models::{
-    ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, ContainerSummary, CreateImageInfo,
-    ImageInspect, NetworkSettings, PortSummaryTypeEnum,
+    ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, ContainerSummary, CreateImageInfo, HostConfig,
+    ImageInspect, NetworkSettings, PortSummaryTypeEnum, RestartPolicyNameEnum,
 };
 use dtma_api::instance::{PortView, Progress};
 use jiff::Timestamp;
 
 use super::make;
-use crate::engine::{Condition, Container, ContainerId, Exit, Image, LogLine, LogStream};
-use crate::instance::{DeploymentId, ImageReference, PortProtocol, SpecHash};
+use crate::engine::{Condition, Container, ContainerId, Exit, Image, LogLine, LogStream, Settings};
+use crate::instance::{DeploymentId, ImageReference, Limits, PortProtocol, RestartPolicy, SpecHash};
 
 /// A container; `network` is the one its address is read from.
 pub(super) fn container(answer: ContainerInspectResponse, network: &str) -> Container {
     let mut labels = answer.config.and_then(|config| config.labels).unwrap_or_default();
     let mut label = |name: &str| labels.remove(name).unwrap_or_default();
-    let settings = answer.network_settings;
+    let network_settings = answer.network_settings;
     Container {
         id: ContainerId(answer.id.unwrap_or_default()),
         name: answer.name.as_deref().unwrap_or_default().trim_start_matches('/').to_owned(),
@@ -29,10 +29,32 @@ pub(super) fn container(answer: ContainerInspectResponse, network: &str) -> Cont
         deployment: label(make::DEPLOYMENT).parse().ok().map(DeploymentId),
         created: answer.created.and_then(|text| text.parse::<Timestamp>().ok()).map_or(0, Timestamp::as_second),
         condition: condition(answer.state.unwrap_or_default()),
+        settings: settings(&answer.host_config.unwrap_or_default()),
         restart_count: answer.restart_count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0),
-        address: settings.as_ref().and_then(|settings| address(settings, network)),
-        ports: settings.map(ports).unwrap_or_default(),
+        address: network_settings.as_ref().and_then(|settings| address(settings, network)),
+        ports: network_settings.map(ports).unwrap_or_default(),
     }
+}
+
+fn settings(host: &HostConfig) -> Settings {
+    // Docker says 0, -1 or nothing where there is no limit.
+    let count = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok()).unwrap_or(0);
+    let policy = host.restart_policy.clone().unwrap_or_default();
+    let restart = match policy.name.unwrap_or(RestartPolicyNameEnum::EMPTY) {
+        RestartPolicyNameEnum::UNLESS_STOPPED => Some(RestartPolicy::UnlessStopped),
+        RestartPolicyNameEnum::ON_FAILURE => {
+            let max_retries = u32::try_from(count(policy.maximum_retry_count)).unwrap_or(u32::MAX);
+            Some(RestartPolicy::OnFailure { max_retries })
+        }
+        RestartPolicyNameEnum::NO | RestartPolicyNameEnum::EMPTY => Some(RestartPolicy::Never),
+        RestartPolicyNameEnum::ALWAYS => None,
+    };
+    let limits = Limits {
+        memory_bytes: count(host.memory),
+        nano_cpus: count(host.nano_cpus),
+        pids: u32::try_from(count(host.pids_limit)).unwrap_or(u32::MAX),
+    };
+    Settings { limits, restart }
 }
 
 fn condition(state: ContainerState) -> Condition {

@@ -29,7 +29,18 @@ pub(super) fn rejected(rejection: Rejection) -> ApiError {
         Rejection::PortTaken { port, holder } => {
             conflict("port_conflict").with_details(json!({ "port": port, "holder": holder }))
         }
-        Rejection::BeingRemoved(_) => conflict("busy").with_header(header::RETRY_AFTER, HeaderValue::from_static("1")),
+        Rejection::BeingRemoved(_) | Rejection::Busy(_) => {
+            conflict("busy").with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
+        }
+        Rejection::OtherId { name, id } => conflict("id_fixed").with_details(json!({
+            "instance_name_on_toolbox": name,
+            "account_tool_instance_id": id,
+        })),
+        Rejection::RolledBack { failure, .. } => {
+            let why = failed(failure.clone());
+            let details = json!({ "cause": why.code(), "reason": failure.message, "log": failure.log });
+            conflict("update_rolled_back").with_details(details)
+        }
         Rejection::Superseded(_) => conflict("superseded"),
         Rejection::EngineUnavailable => {
             let error = "the Docker Engine on the droplet does not answer; GET /ready tells when it does";

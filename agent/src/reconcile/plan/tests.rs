@@ -17,6 +17,8 @@ fn entry(intent: Intent, proven: bool) -> Entry {
         proven,
         image_digest: None,
         accepted_at: Timestamp::UNIX_EPOCH,
+        update: None,
+        last_update: None,
         spec,
     }
 }
@@ -28,6 +30,7 @@ fn container(id: &str, condition: Condition) -> Container {
         name: "one".to_owned(),
         instance: Some(spec.name.clone()),
         spec_hash: spec.hash(),
+        settings: Settings::of(&spec),
         spec_label: String::new(),
         deployment: None,
         created: 0,
@@ -47,7 +50,7 @@ fn exited(code: i64) -> Condition {
 }
 
 fn subject<'a>(entry: &'a Entry, containers: &'a [Container]) -> Subject<'a> {
-    Subject { entry, containers, nudge: None, failing: false, not_before: None }
+    Subject { entry, containers, nudge: None, failing: false, not_before: None, adjusted: false }
 }
 
 fn steps(subject: &Subject<'_>) -> Vec<Step> {
@@ -91,7 +94,9 @@ fn what_was_stopped_or_removed_behind_the_agents_back_is_put_right() {
 fn a_restart_policy_that_leaves_it_ended_is_kept_to_until_somebody_asks() {
     let mut proven = entry(Intent::Run, true);
     proven.spec.restart = RestartPolicy::Never;
-    let ended = [container("a", exited(0))];
+    let mut ended = container("a", exited(0));
+    ended.settings = Settings::of(&proven.spec);
+    let ended = [ended];
     assert_eq!(steps(&subject(&proven, &ended)), []);
     let asked = Subject { nudge: Some(Nudge::Start), ..subject(&proven, &ended) };
     assert_eq!(steps(&asked), [Step::Start, Step::Await]);
@@ -155,6 +160,18 @@ fn perform(job: &Job, containers: &mut Vec<Container>, made: &mut u32) {
                 let found = containers.iter_mut().find(|container| &container.id == target);
                 found.expect("a step on a container that isn't there").condition =
                     if *step == Step::Stop { exited(143) } else { running() };
+            }
+            Step::Retire(id) => {
+                let found = containers.iter_mut().find(|container| &container.id == id);
+                found.expect("a container that isn't there").condition = exited(143);
+            }
+            Step::Rename | Step::Adjust => {
+                let target = target.as_ref().expect("a step on a container that was never named");
+                assert!(*step != Step::Rename || containers.iter().all(|container| container.name != "one"));
+                let found = containers.iter_mut().find(|container| &container.id == target);
+                let found = found.expect("a step on a container that isn't there");
+                found.name = "one".to_owned();
+                found.settings = Settings::of(&examples::spec("one"));
             }
             Step::Fetch | Step::Await | Step::RemoveVolumes(_) => {}
         }

@@ -13,10 +13,10 @@ use tokio::sync::{Notify, broadcast};
 use tokio_stream::wrappers::BroadcastStream;
 
 use crate::engine::{
-    Condition, Container, ContainerId, Engine, EngineError, Exit, Image, LogLine, LogOptions, LogStream, Volumes,
-    exact_ports,
+    Condition, Container, ContainerId, Engine, EngineError, Exit, Image, LogLine, LogOptions, LogStream, Settings,
+    Volumes, exact_ports,
 };
-use crate::instance::{DeploymentId, Environment, ImageReference, PortProtocol, Spec};
+use crate::instance::{DeploymentId, Environment, ImageReference, Limits, PortProtocol, Spec};
 
 /// What a container does once it is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,7 @@ struct Held {
     container: Container,
     ours: bool,
     environment: BTreeMap<String, String>,
+    image: String,
     ports: Vec<(u16, PortProtocol)>,
     volumes: Vec<String>,
 }
@@ -59,6 +60,7 @@ struct World {
     next: u32,
     death: Option<(usize, Death)>,
     changing: usize,
+    forgets_adjustments: bool,
 }
 
 pub(crate) struct FakeEngine {
@@ -68,11 +70,15 @@ pub(crate) struct FakeEngine {
     pub(crate) died: Notify,
 }
 
-const CHANGING: [&str; 7] = ["pull", "create", "start", "stop", "restart", "remove", "remove_volumes"];
+const CHANGING: [&str; 9] =
+    ["pull", "create", "rename", "adjust", "start", "stop", "restart", "remove", "remove_volumes"];
 
 impl FakeEngine {
     pub(crate) fn new() -> Arc<Self> {
-        let world = World { registry: ["registry.example/server:1".to_owned()].into(), ..World::default() };
+        let world = World {
+            registry: ["registry.example/server:1", "registry.example/server:2"].map(str::to_owned).into(),
+            ..World::default()
+        };
         Arc::new(Self { world: Mutex::new(world), changed: broadcast::Sender::new(64), died: Notify::new() })
     }
 
@@ -117,6 +123,16 @@ impl FakeEngine {
         self.world().manner.insert(name.to_owned(), manner);
     }
 
+    /// Says yes to every adjustment and makes none.
+    pub(crate) fn forget_adjustments(&self) {
+        self.world().forgets_adjustments = true;
+    }
+
+    /// As [`Self::manner`], for every container of an image.
+    pub(crate) fn manner_of_image(&self, image: &str, manner: Manner) {
+        self.world().manner.insert(image.to_owned(), manner);
+    }
+
     /// A container nobody told us about.
     pub(crate) fn stranger(&self, name: &str, port: Option<u16>) -> ContainerId {
         let mut world = self.world();
@@ -125,7 +141,14 @@ impl FakeEngine {
         container.condition = Condition::Running { since: Timestamp::UNIX_EPOCH };
         let id = container.id.clone();
         let ports = port.map(|port| (port, PortProtocol::Tcp)).into_iter().collect();
-        world.held.push(Held { container, ours: false, environment: BTreeMap::new(), ports, volumes: Vec::new() });
+        world.held.push(Held {
+            container,
+            ours: false,
+            environment: BTreeMap::new(),
+            image: String::new(),
+            ports,
+            volumes: Vec::new(),
+        });
         id
     }
 
@@ -223,6 +246,7 @@ fn blank(id: String, name: &str) -> Container {
         spec_hash: crate::instance::SpecHash::from_label(""),
         spec_label: String::new(),
         deployment: None,
+        settings: Settings { limits: Limits::default(), restart: None },
         created: 1,
         condition: Condition::Created,
         restart_count: 0,
@@ -245,10 +269,18 @@ fn make(world: &mut World, spec: &Spec, deployment: DeploymentId) -> Held {
         spec_hash: spec.hash(),
         spec_label: serde_json::to_string(&told).unwrap(),
         deployment: Some(deployment),
+        settings: Settings::of(spec),
         ..blank(format!("container-{:03}", world.next), spec.name.as_str())
     };
     let ports = exact_ports(spec).collect();
-    Held { container, ours: true, environment: spec.process.environment.0.clone(), ports, volumes }
+    Held {
+        container,
+        ours: true,
+        environment: spec.process.environment.0.clone(),
+        image: spec.image.to_string(),
+        ports,
+        volumes,
+    }
 }
 
 fn gone(operation: &'static str) -> EngineError {
@@ -264,7 +296,8 @@ fn start(world: &mut World, id: &ContainerId) -> Result<(), EngineError> {
     if let Some(port) = busy {
         return Err(EngineError::PortTaken { port: Some(port) });
     }
-    let manner = world.manner.get(&held.container.name).copied().unwrap_or(Manner::Stays);
+    let manner = [&held.container.name, &held.image].into_iter().find_map(|of| world.manner.get(of).copied());
+    let manner = manner.unwrap_or(Manner::Stays);
     world.next += 1;
     let since = Timestamp::from_second(world.next.into()).unwrap();
     let held = world.held.iter_mut().find(|held| &held.container.id == id).ok_or_else(|| gone("start"))?;
@@ -322,17 +355,41 @@ impl Engine for FakeEngine {
         self.call("pull", image.as_str(), pull).await
     }
 
-    async fn create(&self, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError> {
+    async fn create(&self, name: &str, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError> {
         let create = |world: &mut World| {
-            if world.held.iter().any(|held| held.container.name == spec.name.as_str()) {
+            if world.held.iter().any(|held| held.container.name == name) {
                 return Err(EngineError::NameTaken);
             }
-            let held = make(world, spec, *deployment);
+            let mut held = make(world, spec, *deployment);
+            name.clone_into(&mut held.container.name);
             let id = held.container.id.clone();
             world.held.push(held);
             Ok(id)
         };
-        self.call("create", spec.name.as_str(), create).await
+        self.call("create", name, create).await
+    }
+
+    async fn rename(&self, id: &ContainerId, name: &str) -> Result<(), EngineError> {
+        let rename = |world: &mut World| {
+            if world.held.iter().any(|held| held.container.name == name && &held.container.id != id) {
+                return Err(EngineError::NameTaken);
+            }
+            let held = world.held.iter_mut().find(|held| &held.container.id == id).ok_or_else(|| gone("rename"))?;
+            name.clone_into(&mut held.container.name);
+            Ok(())
+        };
+        self.call("rename", id.as_str(), rename).await
+    }
+
+    async fn adjust(&self, id: &ContainerId, spec: &Spec) -> Result<(), EngineError> {
+        let adjust = |world: &mut World| {
+            let held = world.held.iter_mut().find(|held| &held.container.id == id).ok_or_else(|| gone("adjust"))?;
+            if !world.forgets_adjustments {
+                held.container.settings = Settings::of(spec);
+            }
+            Ok(())
+        };
+        self.call("adjust", id.as_str(), adjust).await
     }
 
     async fn start(&self, id: &ContainerId) -> Result<(), EngineError> {

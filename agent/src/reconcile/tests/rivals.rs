@@ -41,15 +41,45 @@ async fn a_deploy_that_failed_is_told_so_although_the_name_was_deployed_anew_bef
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_somebody_paused_does_not_count_as_running_and_a_start_wakes_it() {
+async fn what_somebody_paused_is_woken() {
     let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());
     let agent = Agent::start(&engine, directory.path());
     agent.instances.deploy(examples::spec("one"), WAIT).await.unwrap();
     engine.meddle("one", |container| container.condition = Condition::Paused);
-    agent.until(|snapshot| state_in(snapshot, "one") == Some(InstanceState::Failed)).await;
-    tokio::time::sleep(Duration::from_secs(600)).await;
-    assert_eq!(agent.state("one"), Some(InstanceState::Failed), "left as it is until somebody asks");
-    let started = agent.instances.start(&name("one"), WAIT).await.unwrap();
-    assert_eq!((started.settled, started.already), (true, false));
+    agent.until(|snapshot| state_in(snapshot, "one") != Some(InstanceState::Running)).await;
+    agent.until(|snapshot| state_in(snapshot, "one") == Some(InstanceState::Running)).await;
+    assert_eq!(engine.ours().get("one"), Some(&"running"));
+    assert!(agent.events("one").contains(&"paused".to_owned()), "{:?}", agent.events("one"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_renamed_or_given_other_limits_from_outside_is_put_right_and_runs_on() {
+    let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());
+    let agent = Agent::start(&engine, directory.path());
+    agent.instances.deploy(examples::spec("one"), WAIT).await.unwrap();
+    let before = agent.instances.get(&name("one")).unwrap();
+    engine.meddle("one", |container| {
+        container.name = "mine-now".to_owned();
+        container.settings.limits.memory_bytes = 0;
+    });
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(engine.ours(), running(&["one"]));
+    let calls = engine.calls();
+    let count = |verb: &str| calls.iter().filter(|call| call.starts_with(verb)).count();
+    assert_eq!((count("rename"), count("adjust"), count("start"), count("remove")), (1, 1, 1, 0), "{calls:?}");
+    let after = agent.instances.get(&name("one")).unwrap();
+    assert_eq!((after.container_id, after.started_at), (before.container_id, before.started_at));
+    assert_eq!(after.state, InstanceState::Running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_the_engine_will_not_keep_are_not_asked_for_again_and_again() {
+    let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());
+    let agent = Agent::start(&engine, directory.path());
+    agent.instances.deploy(examples::spec("one"), WAIT).await.unwrap();
+    engine.forget_adjustments();
+    engine.meddle("one", |container| container.settings.limits.pids = 0);
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(engine.calls().iter().filter(|call| call.starts_with("adjust")).count(), 1);
     assert_eq!(agent.state("one"), Some(InstanceState::Running));
 }

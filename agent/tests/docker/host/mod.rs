@@ -1,5 +1,7 @@
 //! A real Docker Engine for tests: images made on the spot, names of their own, and nothing left behind, also when a test fails.
 
+pub(crate) mod agent;
+
 use std::io::Write as _;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
@@ -20,6 +22,7 @@ pub(crate) struct Host {
     /// The server's image, which is on this engine and in no registry.
     pub(crate) image: String,
     registry: Option<(Child, TempDir)>,
+    port: OnceLock<u16>,
 }
 
 impl Host {
@@ -27,7 +30,7 @@ impl Host {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let scope = format!("test-{}-{number}", std::process::id());
         let image = format!("dtma-test/{scope}:1");
-        let host = Self { scope, image, registry: None };
+        let host = Self { scope, image, registry: None, port: OnceLock::new() };
         host.import();
         host
     }
@@ -36,7 +39,7 @@ impl Host {
         static SERVER: OnceLock<Vec<u8>> = OnceLock::new();
         let tar = SERVER.get_or_init(|| {
             let folder = tempfile::tempdir().unwrap();
-            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host/server.c");
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/docker/host/server.c");
             let server = folder.path().join("server");
             let cc = Command::new("cc").args(["-static", "-O1", "-o"]).arg(&server).arg(&source).output().unwrap();
             assert!(cc.status.success(), "{}", String::from_utf8_lossy(&cc.stderr));
@@ -76,6 +79,20 @@ impl Host {
     pub(crate) fn inspect(&self, container: &str) -> Value {
         let all: Value = serde_json::from_str(&docker(&["inspect", container])).unwrap();
         all[0].clone()
+    }
+
+    /// A host port of this test's own, the same every time.
+    pub(crate) fn port(&self) -> u16 {
+        *self.port.get_or_init(free_port)
+    }
+
+    /// Waits until `reached`, which it has to be within ten seconds.
+    pub(crate) async fn until(&self, what: &str, reached: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !reached() {
+            assert!(begun.elapsed() < Duration::from_secs(10), "{what}: not in time");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Everything of this test that is there: containers, volumes, endpoints on the agent's network.

@@ -1,150 +1,18 @@
 //! The whole of `/tools` on a real Docker Engine: the agent's own router, loop, ledger and adapter, in this process.
 
-// What tests are made of may fail as loudly as the tests themselves.
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
-
-mod host;
-
 use std::net::TcpListener;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
-use axum::Router;
-use axum::body::Body;
-use axum::extract::ConnectInfo;
-use axum::http::{Method, Request, StatusCode, header};
-use dtma_agent::backend::LinkState;
-use dtma_agent::config::PublicStatus;
+use axum::http::{Method, StatusCode};
 use dtma_agent::engine::docker::DockerEngine;
 use dtma_agent::engine::{Engine, LogOptions};
-use dtma_agent::http::callers::Callers;
-use dtma_agent::http::frame::{Answered, Gate};
-use dtma_agent::http::server::ServerState;
-use dtma_agent::http::{self, App};
-use dtma_agent::logs::LogRing;
-use dtma_agent::mcp::Proxy;
-use dtma_agent::reconcile::{self, Instances, ProbeFailure, Prober, Timing, Upstream};
-use dtma_agent::store::ledger::Ledger;
-use dtma_api::TokenHash;
 use futures_util::StreamExt as _;
-use http_body_util::BodyExt as _;
-use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
-use tower::ServiceExt as _;
 
-use self::host::{Host, docker, docker_may_fail, free_port};
-
-const KEY: &str = "a-key-for-tests";
-
-/// Takes any HTTP answer for an MCP server's: whether a server is one is tested where servers speak MCP.
-struct AnyAnswer;
-
-#[async_trait]
-impl Prober for AnyAnswer {
-    async fn probe(&self, upstream: &Upstream) -> Result<(), ProbeFailure> {
-        let exchange = async {
-            let mut stream = TcpStream::connect(upstream.address).await?;
-            stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await.map(|_| answer)
-        };
-        match tokio::time::timeout(Duration::from_secs(2), exchange).await {
-            Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200") => Ok(()),
-            other => Err(ProbeFailure { reason: format!("{other:?}") }),
-        }
-    }
-}
-
-/// One agent process, but for its port.
-struct Agent {
-    router: Router,
-    instances: Instances,
-    task: JoinHandle<()>,
-}
-
-impl Agent {
-    fn start(host: &Host, state: &Path) -> Self {
-        let engine = DockerEngine::connect(None).unwrap().scoped(&host.scope);
-        let shutdown = CancellationToken::new();
-        let (instances, task) = reconcile::start(reconcile::Parts {
-            engine: Arc::new(engine),
-            ledger: Ledger::open(state, Timestamp::now()).unwrap(),
-            prober: Arc::new(AnyAnswer),
-            timing: Timing { settle: Duration::from_millis(300), ..Timing::default() },
-            shutdown: shutdown.clone(),
-        });
-        let gate = Gate {
-            callers: Arc::new(Callers::new(vec![TokenHash::of(KEY)])),
-            public_status: PublicStatus::Liveness,
-            answered: Answered::default(),
-        };
-        let app = App::new(http::Parts {
-            instances: instances.clone(),
-            gate: Arc::new(gate),
-            logs: LogRing::default(),
-            system: watch::channel(dtma_agent::system::Sample::default()).1,
-            link: watch::channel(LinkState::Offline).1,
-            server: ServerState::default(),
-            proxy: Proxy::new(shutdown.clone()),
-            shutdown,
-            has_api_base_url: false,
-            port: 30_000,
-            started_at: Timestamp::now(),
-        });
-        Self { router: http::router(&app), instances, task }
-    }
-
-    /// As `kill -9` ends it.
-    async fn kill(self) {
-        self.task.abort();
-        assert!(self.task.await.is_err());
-    }
-
-    async fn text(&self, method: Method, path: &str, body: Option<&str>) -> (StatusCode, String) {
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::AUTHORIZATION, format!("Bearer {KEY}"))
-            .extension(ConnectInfo(std::net::SocketAddr::from(([127, 0, 0, 1], 1))))
-            .body(body.map_or_else(Body::empty, |body| Body::from(body.to_owned())))
-            .unwrap();
-        let answer = self.router.clone().oneshot(request).await.unwrap();
-        let status = answer.status();
-        let bytes = answer.into_body().collect().await.unwrap().to_bytes();
-        (status, String::from_utf8(bytes.to_vec()).unwrap())
-    }
-
-    async fn call(&self, method: Method, path: &str) -> (StatusCode, Value) {
-        let (status, text) = self.text(method, path, None).await;
-        (status, serde_json::from_str(&text).unwrap())
-    }
-
-    async fn deploy(&self, body: &Value) -> (StatusCode, Value) {
-        let (status, text) = self.text(Method::POST, "/tools", Some(&body.to_string())).await;
-        (status, serde_json::from_str(&text).unwrap())
-    }
-}
-
-fn body(host: &Host, word: &str, more: Value) -> Value {
-    let mut body = json!({
-        "dockerImageUrl": host.image,
-        "instanceNameOnToolbox": host.name(word),
-        "accountToolInstanceId": format!("ati-{word}"),
-    });
-    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    body
-}
-
-fn words(words: &[&str]) -> Value {
-    json!({ "baseConfigOverrideJson": { "Cmd": words } })
-}
+use crate::host::agent::{Agent, body, words};
+use crate::host::{Host, docker, docker_may_fail, free_port};
 
 #[tokio::test]
 #[ignore = "needs Docker and root: cargo xtask test"]
@@ -445,8 +313,11 @@ async fn every_verb_of_the_adapter_may_be_repeated() {
     .unwrap();
     let deployment = dtma_agent::instance::DeploymentId(uuid::Uuid::new_v4());
     assert!(!engine.version().await.unwrap().is_empty());
-    let id = engine.create(&spec, &deployment).await.unwrap();
-    assert!(matches!(engine.create(&spec, &deployment).await, Err(dtma_agent::engine::EngineError::NameTaken)));
+    let id = engine.create(spec.name.as_str(), &spec, &deployment).await.unwrap();
+    assert!(matches!(
+        engine.create(spec.name.as_str(), &spec, &deployment).await,
+        Err(dtma_agent::engine::EngineError::NameTaken)
+    ));
     for _ in 0..2 {
         engine.start(&id).await.unwrap();
     }

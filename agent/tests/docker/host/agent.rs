@@ -1,0 +1,141 @@
+//! One agent process, but for its port: the real router, loop, ledger and adapter over the real Docker Engine.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::http::{Method, Request, StatusCode, header};
+use dtma_agent::backend::LinkState;
+use dtma_agent::config::PublicStatus;
+use dtma_agent::engine::docker::DockerEngine;
+use dtma_agent::http::callers::Callers;
+use dtma_agent::http::frame::{Answered, Gate};
+use dtma_agent::http::server::ServerState;
+use dtma_agent::http::{self, App};
+use dtma_agent::logs::LogRing;
+use dtma_agent::mcp::Proxy;
+use dtma_agent::reconcile::{self, Instances, ProbeFailure, Prober, Timing, Upstream};
+use dtma_agent::store::ledger::Ledger;
+use dtma_api::TokenHash;
+use http_body_util::BodyExt as _;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+use super::Host;
+
+const KEY: &str = "a-key-for-tests";
+
+/// Takes any HTTP answer for an MCP server's: whether a server is one is tested where servers speak MCP.
+struct AnyAnswer;
+
+#[async_trait]
+impl Prober for AnyAnswer {
+    async fn probe(&self, upstream: &Upstream) -> Result<(), ProbeFailure> {
+        let exchange = async {
+            let mut stream = TcpStream::connect(upstream.address).await?;
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.map(|_| answer)
+        };
+        match tokio::time::timeout(Duration::from_secs(2), exchange).await {
+            Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200") => Ok(()),
+            other => Err(ProbeFailure { reason: format!("{other:?}") }),
+        }
+    }
+}
+
+/// One agent process, but for its port.
+pub(crate) struct Agent {
+    router: Router,
+    pub(crate) instances: Instances,
+    task: JoinHandle<()>,
+}
+
+impl Agent {
+    pub(crate) fn start(host: &Host, state: &Path) -> Self {
+        let engine = DockerEngine::connect(None).unwrap().scoped(&host.scope);
+        let shutdown = CancellationToken::new();
+        let (instances, task) = reconcile::start(reconcile::Parts {
+            engine: Arc::new(engine),
+            ledger: Ledger::open(state, Timestamp::now()).unwrap(),
+            prober: Arc::new(AnyAnswer),
+            timing: Timing { settle: Duration::from_millis(300), ..Timing::default() },
+            shutdown: shutdown.clone(),
+        });
+        let gate = Gate {
+            callers: Arc::new(Callers::new(vec![TokenHash::of(KEY)])),
+            public_status: PublicStatus::Liveness,
+            answered: Answered::default(),
+        };
+        let app = App::new(http::Parts {
+            instances: instances.clone(),
+            gate: Arc::new(gate),
+            logs: LogRing::default(),
+            system: watch::channel(dtma_agent::system::Sample::default()).1,
+            link: watch::channel(LinkState::Offline).1,
+            server: ServerState::default(),
+            proxy: Proxy::new(shutdown.clone()),
+            shutdown,
+            has_api_base_url: false,
+            port: 30_000,
+            started_at: Timestamp::now(),
+        });
+        Self { router: http::router(&app), instances, task }
+    }
+
+    /// As `kill -9` ends it.
+    pub(crate) async fn kill(self) {
+        self.task.abort();
+        assert!(self.task.await.is_err());
+    }
+
+    pub(crate) async fn text(&self, method: Method, path: &str, body: Option<&str>) -> (StatusCode, String) {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::AUTHORIZATION, format!("Bearer {KEY}"))
+            .extension(ConnectInfo(std::net::SocketAddr::from(([127, 0, 0, 1], 1))))
+            .body(body.map_or_else(Body::empty, |body| Body::from(body.to_owned())))
+            .unwrap();
+        let answer = self.router.clone().oneshot(request).await.unwrap();
+        let status = answer.status();
+        let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(bytes.to_vec()).unwrap())
+    }
+
+    pub(crate) async fn call(&self, method: Method, path: &str) -> (StatusCode, Value) {
+        let (status, text) = self.text(method, path, None).await;
+        (status, serde_json::from_str(&text).unwrap())
+    }
+
+    pub(crate) async fn deploy(&self, body: &Value) -> (StatusCode, Value) {
+        let (status, text) = self.text(Method::POST, "/tools", Some(&body.to_string())).await;
+        (status, serde_json::from_str(&text).unwrap())
+    }
+}
+
+/// A deploy of the host's image.
+pub(crate) fn body(host: &Host, word: &str, more: Value) -> Value {
+    let mut body = json!({
+        "dockerImageUrl": host.image,
+        "instanceNameOnToolbox": host.name(word),
+        "accountToolInstanceId": format!("ati-{word}"),
+    });
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+/// What its server is to do.
+pub(crate) fn words(words: &[&str]) -> Value {
+    json!({ "baseConfigOverrideJson": { "Cmd": words } })
+}
