@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -11,7 +12,7 @@ use crate::{AccountToolInstanceId, InstanceName};
 
 /// Body of `POST /tools`, for callers to build. The agent doesn't parse with this type: it reads the JSON itself, so that it can name
 /// every fault at once.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DeployRequest {
     /// Image reference, as `docker pull` takes it.
@@ -45,7 +46,7 @@ pub struct DeployRequest {
 }
 
 /// What an MCP server speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Transport {
     /// JSON lines on its standard input and output.
@@ -59,7 +60,7 @@ pub enum Transport {
 }
 
 /// Upper bounds of one instance.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ResourceLimits {
     /// Bytes, or a number with `k`, `m`, `g` as Docker takes it: `"256m"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -70,7 +71,7 @@ pub struct ResourceLimits {
 }
 
 /// When an image is pulled.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum PullPolicy {
     /// Only when it is not there.
@@ -83,7 +84,7 @@ pub enum PullPolicy {
 }
 
 /// Answer of `POST /tools`: 201 or 200 when it runs, 202 while work goes on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DeployAnswer {
     /// Always `true`.
     pub success: bool,
@@ -94,7 +95,7 @@ pub struct DeployAnswer {
 }
 
 /// What a deploy made.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Deployed {
     /// The instance, as every list shows it (the old agent's fields are among these).
     #[serde(flatten)]
@@ -104,7 +105,7 @@ pub struct Deployed {
 }
 
 /// Answer of `GET /tools/{ref}` and of start, stop and restart.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct InstanceAnswer {
     /// Always `true`.
     pub success: bool,
@@ -114,8 +115,37 @@ pub struct InstanceAnswer {
     pub data: InstanceView,
 }
 
+/// Answer of `GET /tools`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct InstanceList {
+    /// Always `true`.
+    pub success: bool,
+    /// Every instance, by name.
+    pub data: Vec<InstanceView>,
+}
+
+/// Answer of `DELETE /tools/{ref}`: 200 when nothing is left, 202 while work goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RemovalAnswer {
+    /// Always `true`.
+    pub success: bool,
+    /// What happened, for a person.
+    pub message: String,
+    /// What was removed.
+    pub data: Removed,
+}
+
+/// What a removal removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Removed {
+    /// The instance's name.
+    pub instance_name_on_toolbox: InstanceName,
+    /// Nothing of it is left; otherwise the work goes on.
+    pub removed: bool,
+}
+
 /// One instance in every list.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct InstanceView {
     /// The backend's id of the instance.
     pub account_tool_instance_id: Option<AccountToolInstanceId>,
@@ -164,7 +194,7 @@ pub struct InstanceView {
 }
 
 /// One published port.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PortView {
     /// Host address it is bound to.
     pub ip: String,
@@ -178,7 +208,7 @@ pub struct PortView {
 }
 
 /// Where an instance stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum InstanceState {
     /// Accepted; its image is being pulled.
@@ -200,7 +230,7 @@ pub enum InstanceState {
 }
 
 /// The backend's own enum (`account_tool_installation_status_enum`); the values an agent reports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum InstallationStatus {
     /// Accepted, nothing done yet.
@@ -224,7 +254,7 @@ pub enum InstallationStatus {
 }
 
 /// What probing found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Health {
     /// It answered.
@@ -238,7 +268,7 @@ pub enum Health {
 }
 
 /// One SSE message of `GET /events` and `GET /tools/{ref}/events`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct InstanceEvent {
     /// When.
     pub at: Timestamp,
@@ -256,7 +286,7 @@ pub struct InstanceEvent {
 }
 
 /// How far a pull is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Progress {
     /// Bytes downloaded.
     pub current_bytes: u64,
