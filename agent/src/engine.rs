@@ -10,9 +10,9 @@ use std::net::IpAddr;
 use async_trait::async_trait;
 use dtma_api::InstanceName;
 use dtma_api::instance::{PortView, Progress};
+pub use dtma_api::output::OutputStream as LogStream;
 use futures_util::stream::BoxStream;
 use jiff::Timestamp;
-use serde::Serialize;
 
 use crate::instance::{DeploymentId, HostPort, ImageReference, Limits, PortProtocol, RestartPolicy, Spec, SpecHash};
 
@@ -220,16 +220,6 @@ pub struct LogLine {
     pub stream: LogStream,
     /// The line without its end; bytes that aren't UTF-8 are replaced.
     pub message: String,
-}
-
-/// Where a line was written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LogStream {
-    /// Standard output.
-    Stdout,
-    /// Standard error.
-    Stderr,
 }
 
 /// The cause of an engine error, in the adapter's library's words.

@@ -8,8 +8,10 @@ mod health;
 mod host;
 mod mcp;
 mod metrics;
+mod openapi;
 mod rest;
 pub mod server;
+mod table;
 pub mod tls;
 pub mod tools;
 
@@ -27,6 +29,7 @@ use tower_http::timeout::RequestBodyTimeoutLayer;
 use self::error::ApiError;
 use self::frame::Gate;
 use self::server::ServerState;
+use self::table::{Served, Table};
 use crate::backend::LinkState;
 use crate::logs::LogRing;
 use crate::mcp::Proxy;
@@ -90,18 +93,24 @@ impl FromRef<App> for Instances {
 
 /// Every route, behind the gate. Unknown paths and methods are answered in JSON too, and only to those who may call.
 pub fn router(app: &App) -> Router {
-    Router::new()
-        .merge(health::router())
-        .merge(host::router())
-        .merge(metrics::router())
-        .merge(tools::router())
-        .merge(events::router())
-        .merge(mcp::router())
+    let Served(router) = table(Served(Router::new()));
+    router
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(RequestBodyTimeoutLayer::new(BODY_SILENCE))
         .layer(axum::middleware::from_fn_with_state(app.parts().gate.clone(), frame::frame))
         .with_state(app.clone())
+}
+
+/// Every route there is.
+fn table<T: Table>(table: T) -> T {
+    let table = health::routes(table);
+    let table = host::routes(table);
+    let table = metrics::routes(table);
+    let table = openapi::routes(table);
+    let table = tools::routes(table);
+    let table = events::routes(table);
+    mcp::routes(table)
 }
 
 async fn not_found(uri: Uri) -> ApiError {

@@ -3,6 +3,7 @@
 // What tests are made of may fail as loudly as the tests themselves.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
+mod described;
 mod loopback;
 
 use std::net::Ipv4Addr;
@@ -110,6 +111,8 @@ impl Agent {
         let (parts, body) = response.into_parts();
         let body = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
         assert!(parts.headers.contains_key("x-request-id"));
+        let media_type = parts.headers.get(header::CONTENT_TYPE).map_or("", |value| value.to_str().unwrap());
+        described::check(method, path, parts.status.as_u16(), media_type, &body);
         Answer { status: parts.status.as_u16(), headers: parts.headers, body }
     }
 
@@ -174,6 +177,14 @@ async fn whatever_is_asked_the_answer_is_json_with_a_stable_code() {
     assert_eq!(agent.call_with("GET /tools", &[], "").await.failure(), failure(401, "credential_missing"));
     let allowed = agent.call("PATCH /tools", "").await;
     assert!(allowed.headers.contains_key(header::ALLOW));
+}
+
+#[tokio::test]
+async fn the_description_is_there_for_those_who_bear_a_key() {
+    let agent = agent();
+    let description = agent.call("GET /openapi.json", "").await;
+    assert_eq!((description.status, &description.json()), (200, described::description()));
+    assert_eq!(agent.call_with("GET /openapi.json", &[], "").await.failure(), (401, "credential_missing".to_owned()));
 }
 
 #[tokio::test]

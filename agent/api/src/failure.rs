@@ -1,10 +1,11 @@
 //! What every failed request answers with.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// The body of every 4xx and 5xx answer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Failure {
     /// Always `false`.
     pub success: bool,
@@ -25,7 +26,7 @@ impl Failure {
 }
 
 /// One thing wrong with a request body.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Fault {
     /// Where, as a JSON path: `$.baseConfigOverrideJson.HostConfig.Memory`.
     pub path: String,

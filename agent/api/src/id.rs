@@ -1,8 +1,10 @@
 //! Identifiers as types: a value that exists has been checked.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -15,7 +17,7 @@ pub struct InvalidId {
 }
 
 macro_rules! text_id {
-    ($(#[$doc:meta])* $name:ident, $what:literal, $rule:literal, $valid:expr) => {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $rule:literal, $pattern:literal, $valid:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
@@ -55,6 +57,16 @@ macro_rules! text_id {
             }
         }
 
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": "string", "pattern": $pattern, "description": concat!($rule, ".") })
+            }
+        }
+
         impl AsRef<str> for $name {
             fn as_ref(&self) -> &str {
                 &self.0
@@ -72,6 +84,7 @@ text_id!(
     AgentId,
     "an agent id",
     "1 to 128 of A-Z a-z 0-9 _ -",
+    "^[A-Za-z0-9_-]{1,128}$",
     |text| word(text, b"_-", 128)
 );
 
@@ -80,6 +93,7 @@ text_id!(
     AccountId,
     "an account id",
     "1 to 128 of A-Z a-z 0-9 _ -",
+    "^[A-Za-z0-9_-]{1,128}$",
     |text| word(text, b"_-", 128)
 );
 
@@ -88,6 +102,7 @@ text_id!(
     InstanceName,
     "an instance name",
     "2 to 128 of A-Z a-z 0-9 _ . - and begin with a letter or digit",
+    "^[A-Za-z0-9][A-Za-z0-9_.-]{1,127}$",
     |text| text.len() >= 2 && text.starts_with(|c: char| c.is_ascii_alphanumeric()) && word(text, b"_.-", 128)
 );
 
@@ -96,6 +111,7 @@ text_id!(
     AccountToolInstanceId,
     "an accountToolInstanceId",
     "1 to 128 of A-Z a-z 0-9 _ . : -",
+    "^[A-Za-z0-9_.:-]{1,128}$",
     |text| word(text, b"_.:-", 128)
 );
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -11,7 +12,7 @@ use crate::{AccountToolInstanceId, InstanceName};
 
 /// Body of `POST /tools`, for callers to build. The agent doesn't parse with this type: it reads the JSON itself, so that it can name
 /// every fault at once.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DeployRequest {
     /// Image reference, as `docker pull` takes it.
@@ -44,8 +45,41 @@ pub struct DeployRequest {
     pub pull_policy: Option<PullPolicy>,
 }
 
+/// Body of `PUT /tools/{ref}`: that of a deploy, which need not say again whose it is, and what the new version has to show.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(transform = names_nobody)]
+pub struct UpdateRequest {
+    /// What the instance is to be. Its name and its `accountToolInstanceId` may be absent, and can't be changed.
+    #[serde(flatten)]
+    pub deploy: DeployRequest,
+    /// What the new version has to show before the old one goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_gate: Option<HealthGate>,
+}
+
+fn names_nobody(schema: &mut Schema) {
+    if let Some(required) = schema.get_mut("required").and_then(Value::as_array_mut) {
+        required.retain(|name| name != "instanceNameOnToolbox" && name != "accountToolInstanceId");
+    }
+}
+
+/// What a new version has to show before the old one goes: that it answers as an MCP server, or on its port where it can't be asked, or
+/// has stayed up where it is no server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HealthGate {
+    /// Seconds from its start until it has shown it; 90 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 600))]
+    pub timeout_seconds: Option<u32>,
+    /// How often in a row it has to be found well; 1 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub successes: Option<u32>,
+}
+
 /// What an MCP server speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Transport {
     /// JSON lines on its standard input and output.
@@ -59,7 +93,7 @@ pub enum Transport {
 }
 
 /// Upper bounds of one instance.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ResourceLimits {
     /// Bytes, or a number with `k`, `m`, `g` as Docker takes it: `"256m"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -70,7 +104,7 @@ pub struct ResourceLimits {
 }
 
 /// When an image is pulled.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum PullPolicy {
     /// Only when it is not there.
@@ -83,7 +117,7 @@ pub enum PullPolicy {
 }
 
 /// Answer of `POST /tools`: 201 or 200 when it runs, 202 while work goes on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DeployAnswer {
     /// Always `true`.
     pub success: bool,
@@ -94,7 +128,7 @@ pub struct DeployAnswer {
 }
 
 /// What a deploy made.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Deployed {
     /// The instance, as every list shows it (the old agent's fields are among these).
     #[serde(flatten)]
@@ -104,7 +138,7 @@ pub struct Deployed {
 }
 
 /// Answer of `GET /tools/{ref}` and of start, stop and restart.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct InstanceAnswer {
     /// Always `true`.
     pub success: bool,
@@ -114,8 +148,37 @@ pub struct InstanceAnswer {
     pub data: InstanceView,
 }
 
+/// Answer of `GET /tools`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct InstanceList {
+    /// Always `true`.
+    pub success: bool,
+    /// Every instance, by name.
+    pub data: Vec<InstanceView>,
+}
+
+/// Answer of `DELETE /tools/{ref}`: 200 when nothing is left, 202 while work goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RemovalAnswer {
+    /// Always `true`.
+    pub success: bool,
+    /// What happened, for a person.
+    pub message: String,
+    /// What was removed.
+    pub data: Removed,
+}
+
+/// What a removal removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Removed {
+    /// The instance's name.
+    pub instance_name_on_toolbox: InstanceName,
+    /// Nothing of it is left; otherwise the work goes on.
+    pub removed: bool,
+}
+
 /// One instance in every list.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct InstanceView {
     /// The backend's id of the instance.
     pub account_tool_instance_id: Option<AccountToolInstanceId>,
@@ -167,7 +230,7 @@ pub struct InstanceView {
 }
 
 /// How an update of an instance ended.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UpdateView {
     /// When it ended.
     pub at: Timestamp,
@@ -179,7 +242,7 @@ pub struct UpdateView {
 }
 
 /// Which version serves after an update.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UpdateOutcome {
     /// The new one.
@@ -189,7 +252,7 @@ pub enum UpdateOutcome {
 }
 
 /// One published port.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PortView {
     /// Host address it is bound to.
     pub ip: String,
@@ -203,7 +266,7 @@ pub struct PortView {
 }
 
 /// Where an instance stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum InstanceState {
     /// Accepted; its image is being pulled.
@@ -227,7 +290,7 @@ pub enum InstanceState {
 }
 
 /// The backend's own enum (`account_tool_installation_status_enum`); the values an agent reports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum InstallationStatus {
     /// Accepted, nothing done yet.
@@ -251,7 +314,7 @@ pub enum InstallationStatus {
 }
 
 /// What probing found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Health {
     /// It answered.
@@ -265,7 +328,7 @@ pub enum Health {
 }
 
 /// One SSE message of `GET /events` and `GET /tools/{ref}/events`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct InstanceEvent {
     /// When.
     pub at: Timestamp,
@@ -283,7 +346,7 @@ pub struct InstanceEvent {
 }
 
 /// How far a pull is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Progress {
     /// Bytes downloaded.
     pub current_bytes: u64,

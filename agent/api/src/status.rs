@@ -1,12 +1,13 @@
 //! `GET /status` and the figures of a droplet.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::instance::InstanceView;
 
 /// Answer of `GET /status` to an authenticated caller, and of `GET /tools/status`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct AgentStatus {
     /// Always `true`.
     pub success: bool,
@@ -27,7 +28,7 @@ pub struct AgentStatus {
 }
 
 /// Which settings an agent has, without their values. camelCase, as the old agent answered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AgentEnvironment {
     /// It has a bearer of its own.
@@ -41,7 +42,7 @@ pub struct AgentEnvironment {
 }
 
 /// Figures of a droplet, all of one moment.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SystemMetrics {
     /// Over all cores since the last reading, 0 to 100.
     pub cpu_load_percent: f64,
@@ -52,7 +53,7 @@ pub struct SystemMetrics {
 }
 
 /// Main memory, bytes.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MemoryMetrics {
     /// Installed.
     pub total_bytes: u64,
@@ -65,7 +66,7 @@ pub struct MemoryMetrics {
 }
 
 /// One file system, bytes.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DiskMetrics {
     /// Where it is mounted.
     pub mount: String,

@@ -5,12 +5,10 @@
 
 use std::convert::Infallible;
 
-use axum::Router;
 use axum::extract::{FromRequestParts, State};
 use axum::http::{HeaderMap, request};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use dtma_api::InstanceName;
 use dtma_api::instance::InstanceEvent;
 use futures_util::{StreamExt as _, stream};
@@ -19,11 +17,29 @@ use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 
 use super::App;
 use super::error::ApiError;
+use super::table::{NAMED, Operation, Table};
 use super::tools::params::{Parameters, reference, unresolved};
 
 /// Both routes.
-pub(super) fn router() -> Router<App> {
-    Router::new().route("/events", get(all)).route("/tools/{ref}/events", get(of_one))
+pub(super) fn routes<T: Table>(table: T) -> T {
+    let describe = |summary| {
+        Operation::new(summary)
+            .described("The last events come first, so that the reason of a failed deploy can be read after the fact. An event's id is its `sequence`.")
+            .flag("follow", true, "Go on with what happens from now on; otherwise the answer ends with the last event.")
+            .header("Last-Event-ID", "The last event the reader has seen; what came before isn't sent again.")
+            .streams::<InstanceEvent>(200, "The events, and comments to keep the connection open.")
+    };
+    table
+        .get("/events", all, || {
+            describe("What happens to every instance").fails(&[(
+                400,
+                "invalid_request",
+                "`follow` is neither true nor false",
+            )])
+        })
+        .get("/tools/{ref}/events", of_one, || {
+            describe("What happens to one instance, also to one whose deploy failed").fails(&NAMED)
+        })
 }
 
 async fn all(State(app): State<App>, parameters: Parameters, headers: HeaderMap) -> Result<Response, ApiError> {

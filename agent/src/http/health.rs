@@ -6,32 +6,57 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
-use axum::{Extension, Json, Router};
+use axum::{Extension, Json};
 use bytes::Bytes;
+use dtma_api::host::{Checks, Liveness, NotReady, Ready};
 use dtma_api::instance::InstanceView;
-use dtma_api::status::{AgentEnvironment, SystemMetrics};
+use dtma_api::status::{AgentEnvironment, AgentStatus, SystemMetrics};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::App;
 use super::error::ApiError;
 use super::frame::Caller;
+use super::table::{Access, Content, Operation, Table};
 use crate::backend::LinkState;
 use crate::reconcile::Snapshot;
 
-pub(super) fn router() -> Router<App> {
-    Router::new()
-        .route("/health", get(async || "OK"))
-        .route("/ready", get(ready))
-        .route("/status", get(status))
-        .route("/tools/status", get(full_status))
+pub(super) fn routes<T: Table>(table: T) -> T {
+    table
+        .get("/health", async || "OK", || {
+            Operation::new("Whether the process serves").access(Access::Open).answer(200, "`OK`", Content::Text("text/plain"))
+        })
+        .get("/ready", ready, || {
+            Operation::new("Whether the agent can do its work")
+                .answers::<Ready>(200, "It can.")
+                .fails(&[(503, "not_ready", "it can't; `details` is a `NotReady` with every reason")])
+        })
+        .get("/status", status, || {
+            Operation::new("The agent, its instances and the droplet")
+                .described("Without a credential the answer is a `Liveness`, unless the operator set `DTMA_PUBLIC_STATUS=full`.")
+                .access(Access::More)
+                .answers::<StatusAnswer>(200, "Everything, or that the agent lives.")
+        })
+        .get("/tools/status", full_status, || {
+            Operation::new("The same as `GET /status`, and only for those who bear a key")
+                .answers::<AgentStatus>(200, "Everything.")
+        })
+}
+
+/// What `GET /status` answers, depending on who asks.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[allow(dead_code)] // a schema, never a value
+enum StatusAnswer {
+    Full(AgentStatus),
+    Liveness(Liveness),
 }
 
 /// 200 when the agent can do its work, otherwise 503 with every reason why not.
-async fn ready(State(app): State<App>) -> Result<Response, ApiError> {
+async fn ready(State(app): State<App>) -> Result<Json<Ready>, ApiError> {
     let parts = app.parts();
     let engine = parts.instances.engine_status();
     let ledger = parts.instances.ledger_writable();
@@ -52,29 +77,31 @@ async fn ready(State(app): State<App>) -> Result<Response, ApiError> {
             None => "the agent has not enrolled yet".to_owned(),
         });
     }
-    let checks = json!({
-        "docker_reachable": engine.reachable,
-        "ledger_writable": ledger.is_ok(),
-        "enrolled": !matches!(link, LinkState::Enrolling { .. }),
-    });
+    let checks = Checks {
+        docker_reachable: engine.reachable,
+        ledger_writable: ledger.is_ok(),
+        enrolled: !matches!(link, LinkState::Enrolling { .. }),
+    };
     if reasons.is_empty() {
-        return Ok(Json(json!({"success": true, "ready": true, "checks": checks})).into_response());
+        return Ok(Json(Ready { success: true, ready: true, checks }));
     }
-    Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", reasons.join("; "))
-        .with_details(json!({"checks": checks, "reasons": reasons})))
+    let error = reasons.join("; ");
+    // Texts and switches always serialise.
+    let details = serde_json::to_value(NotReady { checks, reasons }).unwrap_or(Value::Null);
+    Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", error).with_details(details))
 }
 
 /// Everything, or for those without a key that the agent lives.
 async fn status(State(app): State<App>, Extension(caller): Extension<Caller>) -> Result<Response, ApiError> {
     match caller {
         Caller::Known => full_status(State(app)).await,
-        Caller::Anybody => Ok(Json(json!({
-            "success": true,
-            "status": "running",
-            "timestamp": Timestamp::now(),
-            "version": crate::VERSION,
-            "service": "DTMA",
-        }))
+        Caller::Anybody => Ok(Json(Liveness {
+            success: true,
+            status: "running".to_owned(),
+            timestamp: Timestamp::now(),
+            version: crate::VERSION.to_owned(),
+            service: "DTMA".to_owned(),
+        })
         .into_response()),
     }
 }

@@ -2,50 +2,83 @@
 
 use std::convert::Infallible;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
+use dtma_api::host::{
+    Accepted, AgentLog, AgentLogLine, AgentProcess, DockerDiagnostics, InstanceDiagnosis, LinkView, LoadAverage,
+    PassView, SystemAnswer, SystemDiagnostics,
+};
 use futures_util::{StreamExt as _, stream};
 use serde::de::IgnoredAny;
-use serde_json::{Value, json};
 use tokio_stream::wrappers::BroadcastStream;
 
 use super::App;
 use super::error::ApiError;
+use super::table::{Operation, Table};
 use super::tools::params::Parameters;
+use crate::backend::LinkState;
 use crate::logs::LogLine;
 use crate::system;
 
-pub(super) fn router() -> Router<App> {
-    Router::new()
-        .route("/system", get(system_figures))
-        .route("/logs", get(logs))
-        .route("/diagnostics/docker", get(docker_diagnostics))
-        .route("/diagnostics/system", get(system_diagnostics))
-        .route("/diagnostics/logs", get(log_diagnostics))
-        .route("/restart", post(restart))
-        .route("/ssh/execute", post(no_remote_shell))
+pub(super) fn routes<T: Table>(table: T) -> T {
+    table
+        .get("/system", system_figures, || {
+            Operation::new("Figures of the droplet")
+                .answers::<SystemAnswer>(200, "All of one moment, a few seconds ago.")
+        })
+        .get("/logs", logs, || {
+            Operation::new("The agent's own log")
+                .count("lines", "How many of the last lines that are kept (some two thousand); 100 unless it says so.")
+                .time("since", "Only lines written then or later.")
+                .flag("follow", false, "Go on with what is written from now on, as server-sent events.")
+                .answers::<AgentLog>(200, "The lines, oldest first.")
+                .streams::<AgentLogLine>(200, "With `follow`: one event for each line.")
+                .fails(&[(400, "invalid_request", "a parameter can't be read; `details` names each")])
+        })
+        .get("/diagnostics/docker", docker_diagnostics, || {
+            Operation::new("How the agent stands with Docker, for a person chasing a fault")
+                .answers::<DockerDiagnostics>(200, "The engine, the agent's last look at it, and every instance.")
+        })
+        .get("/diagnostics/system", system_diagnostics, || {
+            Operation::new("The droplet and the agent's own process, for a person chasing a fault")
+                .answers::<SystemDiagnostics>(200, "All of one moment.")
+        })
+        .get("/diagnostics/logs", log_diagnostics, || {
+            Operation::new("The agent's own log, for a person chasing a fault")
+                .answers::<AgentLog>(200, "The last 500 lines, oldest first.")
+        })
+        .post("/restart", restart, || {
+            Operation::new("Ends the agent in order; systemd starts it again")
+                .described("Tools keep running.")
+                .answers::<Accepted>(202, "It ends when this answer is out.")
+        })
+        .post("/ssh/execute", no_remote_shell, || {
+            Operation::new("What became of the old agent's remote shell").fails(&[(
+                410,
+                "no_remote_shell",
+                "always; `POST /tools/{ref}/exec` runs a command in an instance's container",
+            )])
+        })
 }
 
-async fn system_figures(State(app): State<App>) -> Json<Value> {
+async fn system_figures(State(app): State<App>) -> Json<SystemAnswer> {
     Json(figures(&app))
 }
 
-fn figures(app: &App) -> Value {
-    let engine = app.parts().instances.engine_status();
+fn figures(app: &App) -> SystemAnswer {
     let sample = app.parts().system.borrow().clone();
     let [one, five, fifteen] = sample.load_average;
-    json!({
-        "success": true,
-        "system_metrics": sample.metrics,
-        "load_average": {"one": one, "five": five, "fifteen": fifteen},
-        "uptime_seconds": sample.uptime_seconds,
-        "kernel": system::kernel(),
-        "docker_version": engine.version,
-    })
+    SystemAnswer {
+        success: true,
+        system_metrics: sample.metrics,
+        load_average: LoadAverage { one, five, fifteen },
+        uptime_seconds: sample.uptime_seconds,
+        kernel: system::kernel(),
+        docker_version: app.parts().instances.engine_status().version,
+    }
 }
 
 /// Lines given when the caller doesn't say how many.
@@ -80,49 +113,56 @@ fn log_answer(lines: &[LogLine]) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-async fn docker_diagnostics(State(app): State<App>) -> Json<Value> {
+async fn docker_diagnostics(State(app): State<App>) -> Json<DockerDiagnostics> {
     let snapshot = app.parts().instances.snapshot();
     let pass = &snapshot.pass;
-    Json(json!({
-        "success": true,
-        "reachable": snapshot.engine.reachable,
-        "version": snapshot.engine.version,
-        "error": snapshot.engine.error,
-        "last_pass": {
-            "sequence": pass.sequence,
-            "reason": pass.reason,
-            "at": pass.at,
-            "took_ms": pass.took.as_secs_f64() * 1_000.0,
-            "started": pass.started,
+    let instances = snapshot.instances.iter().map(|view| InstanceDiagnosis {
+        instance_name_on_toolbox: view.instance_name_on_toolbox.clone(),
+        container_id: view.container_id.clone(),
+        state: view.state,
+        status: view.status.clone(),
+        health: view.health,
+        restart_count: view.restart_count,
+        error: view.error.clone(),
+    });
+    Json(DockerDiagnostics {
+        success: true,
+        reachable: snapshot.engine.reachable,
+        version: snapshot.engine.version.clone(),
+        error: snapshot.engine.error.clone(),
+        last_pass: PassView {
+            sequence: pass.sequence,
+            reason: pass.reason.to_owned(),
+            at: pass.at,
+            took_ms: pass.took.as_secs_f64() * 1_000.0,
+            started: pass.started as u64,
         },
-        "instances": snapshot.instances.iter().map(|view| json!({
-            "instance_name_on_toolbox": view.instance_name_on_toolbox,
-            "container_id": view.container_id,
-            "state": view.state,
-            "status": view.status,
-            "health": view.health,
-            "restart_count": view.restart_count,
-            "error": view.error,
-        })).collect::<Vec<_>>(),
-    }))
+        instances: instances.collect(),
+    })
 }
 
-async fn system_diagnostics(State(app): State<App>) -> Json<Value> {
+async fn system_diagnostics(State(app): State<App>) -> Json<SystemDiagnostics> {
     let parts = app.parts();
-    let mut answer = figures(&app);
-    let agent = json!({
-        "version": crate::VERSION,
-        "started_at": parts.started_at,
-        "resident_bytes": system::resident_bytes(),
-        "open_connections": parts.server.open_connections(),
-        "connections_turned_away": parts.server.turned_away(),
-        "refused_keys": parts.gate.callers.refused(),
-        "link": format!("{:?}", *parts.link.borrow()),
-    });
-    if let Value::Object(fields) = &mut answer {
-        fields.insert("agent".to_owned(), agent);
+    let agent = AgentProcess {
+        version: crate::VERSION.to_owned(),
+        started_at: parts.started_at,
+        resident_bytes: system::resident_bytes(),
+        open_connections: parts.server.open_connections() as u64,
+        connections_turned_away: parts.server.turned_away(),
+        refused_keys: parts.gate.callers.refused(),
+        link: link_view(&parts.link.borrow()),
+    };
+    Json(SystemDiagnostics { system: figures(&app), agent })
+}
+
+fn link_view(link: &LinkState) -> LinkView {
+    match link.clone() {
+        LinkState::Offline => LinkView::Offline,
+        LinkState::Enrolling { problem } => LinkView::Enrolling { problem },
+        LinkState::Linked { taken, failing, problem } => {
+            LinkView::Linked { heartbeats_taken: taken, heartbeats_failing: failing, problem }
+        }
     }
-    Json(answer)
 }
 
 async fn log_diagnostics(State(app): State<App>) -> Response {
@@ -130,11 +170,11 @@ async fn log_diagnostics(State(app): State<App>) -> Response {
 }
 
 /// Ends the process in order; systemd starts it again. Tools aren't touched.
-async fn restart(State(app): State<App>) -> (StatusCode, Json<Value>) {
+async fn restart(State(app): State<App>) -> (StatusCode, Json<Accepted>) {
     tracing::info!("a caller asked for a restart");
     app.parts().shutdown.cancel();
-    let message = "the agent ends now and is started again; tools keep running";
-    (StatusCode::ACCEPTED, Json(json!({"success": true, "message": message})))
+    let message = "the agent ends now and is started again; tools keep running".to_owned();
+    (StatusCode::ACCEPTED, Json(Accepted { success: true, message }))
 }
 
 async fn no_remote_shell() -> ApiError {

@@ -1,28 +1,56 @@
 //! `ANY /tools/{ref}/mcp[/…]`: finds the instance and hands the exchange to the proxy.
 
-use axum::Router;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
-use axum::routing::{MethodFilter, on};
 use dtma_api::InstanceName;
 use dtma_api::instance::{Health, InstanceState, Transport};
 use serde::Deserialize;
 
 use super::App;
 use super::error::ApiError;
+use super::table::{Content, Operation, Table, Verb};
 use super::tools::params::unresolved;
 use crate::mcp::{Forwarding, Obstacle, origin};
 use crate::reconcile::{Instances, NoUpstream};
 
-pub(super) fn router() -> Router<App> {
+pub(super) fn routes<T: Table>(table: T) -> T {
     // What streamable HTTP uses, in both eras; anything else is answered with 405.
-    let methods = MethodFilter::POST.or(MethodFilter::GET).or(MethodFilter::DELETE).or(MethodFilter::OPTIONS);
-    Router::new()
-        .route("/tools/{ref}/mcp", on(methods, endpoint))
-        .route("/tools/{ref}/mcp/{*rest}", on(methods, endpoint))
+    let methods = [Verb::Post, Verb::Get, Verb::Delete, Verb::Options];
+    let describe = |summary| {
+        Operation::new(summary)
+            .described(
+                "Streamable HTTP, whatever the server itself speaks. Request and answer are the server's own, headers included; the \
+                 agent's credential stays behind. A failure of the agent is a `Failure`, a failure of the server whatever it says.",
+            )
+            .takes::<serde_json::Value>("An MCP message, 4 MiB at most.")
+            .optionally()
+            .answer(200, "The server's answer, with the server's status.", Content::Any)
+            .fails(&[
+                (400, "bad_path", "the path can't be passed on to the server"),
+                (400, "invalid_request", "the path is not UTF-8"),
+                (403, "origin_not_allowed", "a web page of another origin asks"),
+                (404, "instance_not_found", "nothing is called that"),
+                (404, "not_an_mcp_server", "it was deployed without `mcpTransportType`"),
+                (409, "ambiguous_reference", "several containers' ids begin with it"),
+                (413, "message_too_long", "the message is longer than the agent passes on"),
+                (501, "transport_not_bridged", "this version of the agent doesn't speak the server's transport"),
+                (502, "instance_unreachable", "it runs, and doesn't accept connections or hung up"),
+                (503, "instance_failed", "it does not run; the sentence says why"),
+                (503, "instance_removing", "it is being removed"),
+                (503, "instance_starting", "try again after `Retry-After`"),
+                (503, "instance_stopped", "`POST /tools/{ref}/start` starts it"),
+                (504, "instance_silent", "it took too long to begin its answer"),
+            ])
+    };
+    table.on(&methods, "/tools/{ref}/mcp", endpoint, || describe("The instance's MCP endpoint")).on(
+        &methods,
+        "/tools/{ref}/mcp/{*rest}",
+        endpoint,
+        || describe("What is below the instance's MCP endpoint"),
+    )
 }
 
 #[derive(Deserialize)]

@@ -3,18 +3,20 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
 
 use super::App;
+use super::table::{Content, Operation, Table};
 use crate::backend::LinkState;
 use crate::system;
 
-pub(super) fn router() -> Router<App> {
-    Router::new().route("/metrics", get(metrics))
+pub(super) fn routes<T: Table>(table: T) -> T {
+    table.get("/metrics", metrics, || {
+        let text = Content::Text("text/plain");
+        Operation::new("Figures for Prometheus").answer(200, "Prometheus' text format, version 0.0.4.", text)
+    })
 }
 
 async fn metrics(State(app): State<App>) -> Response {

@@ -4,60 +4,33 @@
 mod failures;
 mod logs;
 pub(super) mod params;
+mod routes;
 
+use axum::Json;
+use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use bytes::Bytes;
 use dtma_api::InstanceName;
 use dtma_api::failure::Fault;
-use dtma_api::instance::{DeployAnswer, Deployed, InstanceAnswer, InstanceView};
+use dtma_api::instance::{DeployAnswer, Deployed, InstanceAnswer, InstanceView, RemovalAnswer, Removed};
 use serde::Serialize;
 use serde_json::Value;
 
 use self::failures::{not_found, rejected};
 use self::params::{Named, Parameters};
+pub(super) use self::routes::routes;
 use super::App;
 use super::error::ApiError;
 use crate::instance::{Policy, Present, Refusal, validate, validate_update};
 use crate::reconcile::{Instances, Rejection, Removal, Settled};
 
-/// Largest body of a deploy.
-const MAX_BODY: usize = 1024 * 1024;
-
-/// Every `/tools` route but `/tools/status` and the MCP endpoints.
-pub(super) fn router() -> Router<App> {
-    Router::new()
-        .route("/tools", get(list).post(deploy).layer(DefaultBodyLimit::max(MAX_BODY)))
-        .route("/tools/{ref}", get(show).put(update).delete(remove).layer(DefaultBodyLimit::max(MAX_BODY)))
-        .route("/tools/{ref}/start", post(start))
-        .route("/tools/{ref}/stop", post(stop))
-        .route("/tools/{ref}/restart", post(restart))
-        .route("/tools/{ref}/logs", get(logs::logs))
-}
-
-/// Answer of `GET /tools`.
+/// Answer of `GET /tools`: [`dtma_api::instance::InstanceList`] without owning the instances; a test holds the two together.
 #[derive(Serialize)]
 struct ListAnswer<'a> {
     success: bool,
     data: &'a [InstanceView],
-}
-
-/// Answer of `DELETE /tools/{ref}`.
-#[derive(Serialize)]
-struct RemovalAnswer {
-    success: bool,
-    message: String,
-    data: Removed,
-}
-
-#[derive(Serialize)]
-struct Removed {
-    instance_name_on_toolbox: InstanceName,
-    removed: bool,
 }
 
 async fn list(State(instances): State<Instances>) -> Response {

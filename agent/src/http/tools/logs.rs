@@ -7,32 +7,16 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use dtma_api::output::{BrokenOff, OutputLine};
 use futures_util::{Stream, StreamExt as _};
-use jiff::Timestamp;
-use serde::Serialize;
 
 use super::super::App;
 use super::super::error::ApiError;
 use super::params::{Named, Parameters};
-use crate::engine::{EngineError, LogLine, LogOptions, LogStream};
+use crate::engine::{EngineError, LogLine, LogOptions};
 
 /// Lines given when the caller says neither `tail` nor `since`.
 const DEFAULT_TAIL: u32 = 1000;
-
-/// One line of output on the wire.
-#[derive(Serialize)]
-struct Line {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    timestamp: Option<Timestamp>,
-    stream: LogStream,
-    message: String,
-}
-
-/// The last line of an answer that broke off.
-#[derive(Serialize)]
-struct BrokenOff {
-    error: &'static str,
-}
 
 pub(super) async fn logs(
     State(app): State<App>,
@@ -57,24 +41,26 @@ pub(super) async fn logs(
     let events = lines.take_until(ended).map(move |line| {
         let event = match line {
             Ok(line) => Event::default().json_data(shown(line, timestamps)),
-            Err(_) => Event::default().event("error").json_data(BROKEN_OFF),
+            Err(_) => Event::default().event("error").json_data(broken_off()),
         };
         Ok::<_, Infallible>(event.unwrap_or_default())
     });
     Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response())
 }
 
-const BROKEN_OFF: BrokenOff = BrokenOff { error: "the log broke off" };
+fn broken_off() -> BrokenOff {
+    BrokenOff { error: "the log broke off".to_owned() }
+}
 
-fn shown(line: LogLine, timestamps: bool) -> Line {
-    Line { timestamp: line.at.filter(|_| timestamps), stream: line.stream, message: line.message }
+fn shown(line: LogLine, timestamps: bool) -> OutputLine {
+    OutputLine { timestamp: line.at.filter(|_| timestamps), stream: line.stream, message: line.message }
 }
 
 fn json_lines(lines: impl Stream<Item = Result<LogLine, EngineError>> + Send + 'static, timestamps: bool) -> Response {
     let bytes = lines.map(move |line| {
         let json = match line {
             Ok(line) => serde_json::to_vec(&shown(line, timestamps)),
-            Err(_) => serde_json::to_vec(&BROKEN_OFF),
+            Err(_) => serde_json::to_vec(&broken_off()),
         };
         json.map(|mut bytes| {
             bytes.push(b'\n');

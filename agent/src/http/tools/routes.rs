@@ -1,0 +1,158 @@
+//! Every `/tools` route but `/tools/status`, events and the MCP endpoints.
+
+use axum::extract::DefaultBodyLimit;
+use axum::handler::Handler as _;
+use dtma_api::instance::{DeployAnswer, DeployRequest, InstanceAnswer, InstanceList, RemovalAnswer, UpdateRequest};
+use dtma_api::output::OutputLine;
+use serde_json::json;
+
+use super::super::table::{CHANGING, Failing, NAMED, Operation, RUNNING, Table};
+use super::{deploy, list, logs, remove, restart, show, start, stop, update};
+
+/// Largest body of a deploy.
+const MAX_BODY: usize = 1024 * 1024;
+
+/// What is wrong with a deploy's body.
+pub(in crate::http) const NOT_VALID: [Failing; 3] = [
+    (400, "invalid_request", "the body is not valid; `details` is a list of `Fault`s, all there are"),
+    (413, "invalid_request", "the body is longer than 1 MiB"),
+    (422, "forbidden_option", "it asks for what would give the container the host; `details` is a list of `Fault`s"),
+];
+
+pub(in crate::http) fn routes<T: Table>(table: T) -> T {
+    table
+        .get("/tools", list, || {
+            Operation::new("Every instance")
+                .answers::<InstanceList>(200, "By name; as the agent's last look found them.")
+        })
+        .post("/tools", deploy.layer(DefaultBodyLimit::max(MAX_BODY)), deploying)
+        .get("/tools/{ref}", show, || {
+            Operation::new("One instance").answers::<InstanceAnswer>(200, "The instance.").fails(&NAMED)
+        })
+        .put("/tools/{ref}", update.layer(DefaultBodyLimit::max(MAX_BODY)), updating)
+        .delete("/tools/{ref}", remove, || {
+            Operation::new("Removes an instance")
+                .flag(
+                    "volumes",
+                    false,
+                    "Its named volumes go too; otherwise they are kept for the next instance of this name.",
+                )
+                .waits()
+                .answers::<RemovalAnswer>(200, "Nothing of it is left.")
+                .answers::<RemovalAnswer>(202, "It is being removed.")
+                .fails(&NAMED)
+                .fails(&CHANGING)
+        })
+        .post("/tools/{ref}/start", start, || {
+            bringing("Starts an instance, and keeps it so", "It runs; if it did already, the message says so.")
+                .fails(&RUNNING)
+        })
+        .post("/tools/{ref}/stop", stop, || {
+            bringing(
+                "Stops an instance; it stays so, also after a reboot",
+                "It is stopped; if it was already, the message says so.",
+            )
+        })
+        .post("/tools/{ref}/restart", restart, || {
+            bringing("Stops an instance's server and starts it anew", "It runs again.").fails(&RUNNING)
+        })
+        .get("/tools/{ref}/logs", logs::logs, || {
+            Operation::new("What an instance's server wrote")
+                .count("tail", "How many of the last lines; 1000 without `since`, otherwise all.")
+                .time("since", "Only lines written then or later.")
+                .flag("follow", false, "Go on with what is written from now on, as server-sent events.")
+                .flag("timestamps", true, "Say when each line was written.")
+                .lists::<OutputLine>(
+                    200,
+                    "One line of JSON for each line of output; a `BrokenOff` at the end where it broke off.",
+                )
+                .streams::<OutputLine>(
+                    200,
+                    "With `follow`: one event for each line; an event `error` with a `BrokenOff` where it broke off.",
+                )
+                .fails(&NAMED)
+                .fails(&[
+                    (409, "busy", "its container was just removed; try again"),
+                    (500, "docker_failed", "the Docker Engine could not read the log"),
+                    (503, "docker_unavailable", "the Docker Engine does not answer"),
+                ])
+        })
+}
+
+fn bringing(summary: &'static str, reached: &'static str) -> Operation {
+    Operation::new(summary)
+        .waits()
+        .answers::<InstanceAnswer>(200, reached)
+        .answers::<InstanceAnswer>(202, "Not yet; `GET /tools/{ref}` tells how far it is.")
+        .fails(&NAMED)
+        .fails(&CHANGING)
+}
+
+fn deploying() -> Operation {
+    Operation::new("Deploys an instance")
+        .described(
+            "Waits until it runs and, where it is an MCP server, answers its probe. A deploy that fails leaves nothing behind; its reason \
+             stays readable in `GET /events`. Repeating a deploy is safe.",
+        )
+        .takes::<DeployRequest>("What to run. Unknown fields are ignored with a warning.")
+        .example(
+            "mcp-server",
+            "An MCP server that speaks streamable HTTP",
+            json!({
+                "dockerImageUrl": "registry.example.com/calculator:1.4.0",
+                "instanceNameOnToolbox": "calculator",
+                "accountToolInstanceId": "6f0b3a52-1f0e-4d4e-9a55-6d2c2f6a9a10",
+                "mcpTransportType": "http",
+                "mcpPort": 8080,
+                "environmentVariables": { "LOG_LEVEL": "info" },
+                "resourceLimits": { "memory": "256m", "cpu": 0.5 },
+            }),
+        )
+        .example(
+            "as-before",
+            "What the platform's edge function sends",
+            json!({
+                "dockerImageUrl": "registry.example.com/calculator:1.4.0",
+                "instanceNameOnToolbox": "calculator",
+                "accountToolInstanceId": "6f0b3a52-1f0e-4d4e-9a55-6d2c2f6a9a10",
+                "baseConfigOverrideJson": {
+                    "Env": ["LOG_LEVEL=info"],
+                    "HostConfig": { "PortBindings": { "8080/tcp": [{ "HostPort": "30000" }] }, "RestartPolicy": { "Name": "always" } },
+                },
+            }),
+        )
+        .waits()
+        .answers::<DeployAnswer>(200, "The same was deployed before.")
+        .answers::<DeployAnswer>(201, "It runs.")
+        .answers::<DeployAnswer>(202, "Not yet; `GET /tools/{ref}` tells how far it is.")
+        .fails(&NOT_VALID)
+        .fails(&CHANGING)
+        .fails(&RUNNING)
+        .fails(&[(409, "instance_exists", "the name or the `accountToolInstanceId` belongs to another specification; `details` says to whom")])
+}
+
+fn updating() -> Operation {
+    Operation::new("Brings an instance to another specification")
+        .described(
+            "The new version's image is pulled and its container made while the old one serves; then the old one is stopped and the new one \
+             started, and it has to pass `healthGate`. When it doesn't, everything it brought is taken back and the old version serves \
+             again. A stopped instance runs afterwards, or is stopped again. The same specification again is a success that does nothing, \
+             unless `pullPolicy` is `always`. While an update is under way, everything else but its removal and the same update is \
+             answered with `busy`.",
+        )
+        .takes::<UpdateRequest>("What it is to be. Unknown fields are ignored with a warning.")
+        .waits()
+        .answers::<DeployAnswer>(200, "It runs like this.")
+        .answers::<DeployAnswer>(202, "Not yet; `GET /tools/{ref}` tells how far it is, and its `last_update` how it ended.")
+        .fails(&NAMED)
+        .fails(&NOT_VALID)
+        .fails(&CHANGING)
+        .fails(&RUNNING)
+        .fails(&[
+            (409, "id_fixed", "the instance has another `accountToolInstanceId`, and keeps it"),
+            (409,
+            "update_rolled_back",
+            "the new version failed and the old one is back; `details` has `cause` (the code a deploy would have failed with), `reason` and \
+             the new server's last lines as `log`",
+        )])
+}
