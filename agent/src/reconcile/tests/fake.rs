@@ -59,6 +59,10 @@ struct World {
     next: u32,
     death: Option<(usize, Death)>,
     changing: usize,
+    /// Names taken by containers that are only being made.
+    reserved: BTreeSet<String>,
+    /// Containers that somebody starts again as soon as they are stopped, once.
+    revived: BTreeSet<String>,
 }
 
 pub(crate) struct FakeEngine {
@@ -149,6 +153,22 @@ impl FakeEngine {
         let mut world = self.world();
         let held = make(&mut world, spec, DeploymentId(uuid::Uuid::from_u128(99)));
         world.held.push(held);
+    }
+
+    /// A container of this name is being made, and not to be seen yet.
+    pub(crate) fn reserve(&self, name: &str) {
+        self.world().reserved.insert(name.to_owned());
+    }
+
+    /// Somebody starts it again when it is stopped next.
+    pub(crate) fn revive(&self, name: &str) {
+        self.world().revived.insert(name.to_owned());
+    }
+
+    /// It has been made, and is ours.
+    pub(crate) fn finish(&self, spec: &Spec) {
+        self.world().reserved.remove(spec.name.as_str());
+        self.litter(spec);
     }
 
     /// Ours, by name: the condition's word.
@@ -292,7 +312,7 @@ impl Engine for FakeEngine {
 
     async fn inspect(&self, id: &ContainerId) -> Result<Option<Container>, EngineError> {
         let found = |world: &mut World| {
-            let found = world.held.iter().find(|held| &held.container.id == id);
+            let found = world.held.iter().find(|held| &held.container.id == id || held.container.name == id.as_str());
             Ok(found.map(|held| held.container.clone()))
         };
         self.call("inspect", id.as_str(), found).await
@@ -324,7 +344,8 @@ impl Engine for FakeEngine {
 
     async fn create(&self, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError> {
         let create = |world: &mut World| {
-            if world.held.iter().any(|held| held.container.name == spec.name.as_str()) {
+            let name = spec.name.as_str();
+            if world.reserved.contains(name) || world.held.iter().any(|held| held.container.name == name) {
                 return Err(EngineError::NameTaken);
             }
             let held = make(world, spec, *deployment);
@@ -341,7 +362,8 @@ impl Engine for FakeEngine {
 
     async fn stop(&self, id: &ContainerId, _: u32) -> Result<(), EngineError> {
         let stop = |world: &mut World| {
-            if let Some(held) = world.held.iter_mut().find(|held| &held.container.id == id) {
+            let held = world.held.iter_mut().find(|held| &held.container.id == id);
+            if let Some(held) = held.filter(|held| !world.revived.remove(&held.container.name)) {
                 let exit = Exit { code: 143, out_of_memory: false, error: String::new() };
                 held.container.condition = Condition::Exited(exit);
                 held.container.address = None;
