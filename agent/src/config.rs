@@ -27,6 +27,8 @@ pub struct Settings {
     pub backend: Backend,
     /// `DOCKER_HOST`: the Docker Engine, `unix://…` or `tcp://…`.
     pub docker_host: Option<String>,
+    /// `DTMA_SCOPE`: which of several agents on one Docker Engine this is. `main`.
+    pub scope: String,
     /// `RUST_LOG`: what is logged. `info`.
     pub log_filter: String,
 }
@@ -95,7 +97,7 @@ impl fmt::Display for SettingsError {
     }
 }
 
-const NAMES: [&str; 7] = [
+const NAMES: [&str; 8] = [
     "DTMA_STATE_DIR",
     "DTMA_TLS",
     "DTMA_PLAINTEXT",
@@ -103,7 +105,11 @@ const NAMES: [&str; 7] = [
     "DTMA_BEARER_TOKEN",
     "DTMA_AUTH_TOKEN",
     "DTMA_ENROLMENT_TOKEN",
+    "DTMA_SCOPE",
 ];
+
+/// Longest `DTMA_SCOPE`: it is part of the names of networks and volumes.
+const SCOPE_MAX: usize = 32;
 
 impl Settings {
     /// The settings of this process.
@@ -138,6 +144,7 @@ impl Settings {
             caller_keys: reader.caller_keys(),
             backend: reader.backend(),
             docker_host: reader.docker_host(),
+            scope: reader.scope(),
             log_filter: reader.log_filter(),
         };
         if settings.caller_keys.is_empty() && !matches!(settings.backend, Backend::Provisioner { .. }) {
@@ -314,6 +321,18 @@ impl Reader {
         Some(host)
     }
 
+    fn scope(&mut self) -> String {
+        let scope = self.get("DTMA_SCOPE").unwrap_or("main").to_owned();
+        let usable = scope.len() <= SCOPE_MAX
+            && scope.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+            && scope.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
+        if !usable {
+            let rule = format!("must be at most {SCOPE_MAX} lower-case letters, digits and dashes, no dash first");
+            self.fault("DTMA_SCOPE", &rule);
+        }
+        scope
+    }
+
     fn log_filter(&mut self) -> String {
         let filter = self.get("RUST_LOG").unwrap_or("info").to_owned();
         if let Err(error) = EnvFilter::try_new(&filter) {
@@ -360,6 +379,7 @@ mod tests {
         assert_eq!((settings.port, settings.tls, settings.plaintext), (30_000, Tls::SelfSigned, Plaintext::Refuse));
         assert_eq!(settings.public_status, PublicStatus::Liveness);
         assert_eq!(settings.state_dir, PathBuf::from("/var/lib/dtma"));
+        assert_eq!(settings.scope, "main");
         let Backend::Provisioner { base_url, enrolment_token: Some(token) } = settings.backend else {
             panic!("{:?}", settings.backend)
         };
@@ -407,6 +427,7 @@ mod tests {
             ("AGENTOPIA_API_BASE_URL", "https://user:pass@x"),
             ("OFFLINE_MODE", "maybe"),
             ("DOCKER_HOST", "/var/run/docker.sock"),
+            ("DTMA_SCOPE", "Two Agents"),
             ("RUST_LOG", "dtma=nonsense"),
         ])
         .unwrap_err();
@@ -423,6 +444,7 @@ mod tests {
             "AGENTOPIA_API_BASE_URL",
             "OFFLINE_MODE",
             "DOCKER_HOST",
+            "DTMA_SCOPE",
             "RUST_LOG",
         ] {
             assert!(text.contains(&format!("\n  {variable}: ")), "{variable} in {text}");

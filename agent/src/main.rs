@@ -118,7 +118,7 @@ async fn run(settings: Settings, logs: logs::LogRing) -> Result<(), Box<dyn Erro
     let link = Link::new(settings.backend, identity, &settings.caller_keys, &callers, Patience::default())?;
     let system = system::start(state.path());
 
-    let engine = Arc::new(DockerEngine::connect(settings.docker_host.as_deref())?);
+    let engine = Arc::new(DockerEngine::connect(settings.docker_host.as_deref())?.scoped(&settings.scope));
     let (instances, mut reconciling) = reconcile::start(reconcile::Parts {
         engine,
         ledger: Ledger::open(state.path(), started_at)?,

@@ -37,6 +37,7 @@ fn the_defaults_the_example_names_are_the_agents_own() {
     assert_eq!(named.state_dir, bare.state_dir);
     assert_eq!(named.tls, bare.tls);
     assert_eq!(named.plaintext, bare.plaintext);
+    assert_eq!(named.scope, bare.scope);
     assert_eq!(named.log_filter, bare.log_filter);
     assert!(matches!(named.backend, Backend::Standalone { .. }));
 }

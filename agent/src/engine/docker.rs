@@ -3,6 +3,7 @@
 
 mod errors;
 mod make;
+mod network;
 mod read;
 
 use std::collections::HashMap;
@@ -11,9 +12,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder, InspectContainerOptions,
-    InspectNetworkOptions, ListContainersOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder,
-    RemoveContainerOptionsBuilder, RemoveVolumeOptions, RenameContainerOptionsBuilder, RestartContainerOptionsBuilder,
-    StartContainerOptions, StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
+    ListContainersOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+    RemoveVolumeOptions, RenameContainerOptionsBuilder, RestartContainerOptionsBuilder, StartContainerOptions,
+    StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
 };
 use bollard::{BollardRequest, ClientVersion, Docker};
 use dtma_api::instance::Progress;
@@ -114,30 +115,6 @@ impl DockerEngine {
     fn our_labels(&self) -> Vec<String> {
         vec![format!("{}=true", make::MANAGED), format!("{}={}", make::SCOPE, self.scope)]
     }
-
-    /// Sees that the agent's network is there.
-    async fn ensure_network(&self, docker: &Docker) -> Result<(), EngineError> {
-        const OPERATION: &str = "make the agent's network";
-        let mut ready = self.network_ready.lock().await;
-        if *ready {
-            return Ok(());
-        }
-        let name = make::network_name(&self.scope);
-        match docker.inspect_network(&name, None::<InspectNetworkOptions>).await {
-            Ok(network) => {
-                if !network.labels.is_some_and(|labels| labels.contains_key(make::MANAGED)) {
-                    let message = format!("a network called {name} exists that this agent did not make");
-                    return Err(EngineError::Refused { operation: OPERATION, message });
-                }
-            }
-            Err(error) if is_missing(&error) => {
-                docker.create_network(make::network(&self.scope)).await.map_err(|error| sort(OPERATION, error))?;
-            }
-            Err(error) => return Err(sort(OPERATION, error)),
-        }
-        *ready = true;
-        Ok(())
-    }
 }
 
 /// Puts the agreed API version in front of a request's path.
@@ -224,7 +201,8 @@ impl Engine for DockerEngine {
         self.ensure_network(&docker).await?;
         let options = CreateContainerOptionsBuilder::new().name(name).build();
         let body = make::container(spec, *deployment, &self.scope);
-        match docker.create_container(Some(options), body).await {
+        let create = || docker.create_container(Some(options.clone()), body.clone());
+        match self.on_network(&docker, create).await? {
             Ok(answer) => Ok(ContainerId(answer.id)),
             Err(error) => {
                 let missing = is_missing(&error);
@@ -240,22 +218,15 @@ impl Engine for DockerEngine {
     }
 
     async fn start(&self, id: &ContainerId) -> Result<(), EngineError> {
-        const OPERATION: &str = "start the container";
         let docker = self.docker().await?;
-        match docker.start_container(id.as_str(), None::<StartContainerOptions>).await {
+        let start = || docker.start_container(id.as_str(), None::<StartContainerOptions>);
+        match self.on_network(&docker, start).await? {
             Ok(()) => Ok(()),
             Err(error) if errors::is_paused(&error) => {
                 let woken = docker.unpause_container(id.as_str()).await;
                 woken.map_err(|error| sort("wake the container", error))
             }
-            // Somebody removed the network under us; the container's endpoint is made anew on the new one.
-            Err(error) if errors::is_missing_network(&error) => {
-                *self.network_ready.lock().await = false;
-                self.ensure_network(&docker).await?;
-                let again = docker.start_container(id.as_str(), None::<StartContainerOptions>).await;
-                again.map_err(|error| sort(OPERATION, error))
-            }
-            Err(error) => Err(sort(OPERATION, error)),
+            Err(error) => Err(sort("start the container", error)),
         }
     }
 
@@ -283,8 +254,9 @@ impl Engine for DockerEngine {
     async fn restart(&self, id: &ContainerId, grace_seconds: u32) -> Result<(), EngineError> {
         let grace = i32::try_from(grace_seconds).unwrap_or(i32::MAX);
         let options = RestartContainerOptionsBuilder::new().t(grace).build();
-        let answer = self.docker().await?.restart_container(id.as_str(), Some(options)).await;
-        answer.map_err(|error| sort("restart the container", error))
+        let docker = self.docker().await?;
+        let restart = || docker.restart_container(id.as_str(), Some(options.clone()));
+        self.on_network(&docker, restart).await?.map_err(|error| sort("restart the container", error))
     }
 
     async fn next_exit(&self, id: &ContainerId) -> Result<i64, EngineError> {

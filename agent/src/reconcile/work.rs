@@ -22,6 +22,8 @@ use crate::store::ledger::{Entry, Version};
 
 /// How many lines of a failed server's output go into the failure.
 const LAST_LINES: u32 = 20;
+/// How long Docker may take to make a container whose name is taken already.
+const UNSEEN: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// How much goes on at once, over all instances.
 #[derive(Debug)]
@@ -92,8 +94,12 @@ impl Work {
         // A stopped container is looked at once more; a running one was, when it was awaited.
         if let (Goal::Stopped, Some(id)) = (self.job.goal, &container) {
             match self.shared.engine.inspect(id).await {
+                // Somebody has started it again meanwhile, perhaps Docker itself at the word of an agent that died since.
+                Ok(Some(Container { condition: Condition::Running { .. } | Condition::Restarting(_), .. }))
+                | Err(_) => {
+                    return Outcome::LookAgain;
+                }
                 Ok(found) => progress.container = found,
-                Err(_) => return Outcome::LookAgain,
             }
         }
         Outcome::Reached(Box::new(progress))
@@ -422,19 +428,34 @@ impl Work {
         }
     }
 
-    /// A container of ours with this name only means that the plan was made too early.
+    /// A container of ours with this name only means that the plan was made too early. So does one that isn't to be seen yet: Docker takes
+    /// the name before it makes the container, and whoever asked for it may have died since, this agent included.
     async fn name_taken(&self) -> Stop {
-        let name = self.name();
-        match self.shared.engine.list().await {
-            Ok(ours) if ours.iter().any(|container| container.name == name.as_str()) => Stop::LookAgain,
-            Ok(_) => Stop::Failed(Failure::new(
-                FailureKind::NameConflict,
-                format!(
-                    "a container called {name} exists on the droplet that this agent did not make; choose another name"
-                ),
-            )),
-            Err(_) => Stop::LookAgain,
+        let name = self.container_name();
+        let engine = &self.shared.engine;
+        let begun = Instant::now();
+        loop {
+            match engine.list().await {
+                Ok(ours) if ours.iter().any(|container| container.name == name) => return Stop::LookAgain,
+                Ok(_) => {}
+                Err(_) => return Stop::LookAgain,
+            }
+            // Docker takes a name where it takes an id.
+            match engine.inspect(&ContainerId(name.clone())).await {
+                Ok(None) if begun.elapsed() < UNSEEN => {}
+                Ok(_) => break,
+                Err(_) => return Stop::LookAgain,
+            }
+            if let Err(stop) = self.pause(self.timing.observe_pause).await {
+                return stop;
+            }
         }
+        Stop::Failed(Failure::new(
+            FailureKind::NameConflict,
+            format!(
+                "a container called {name} exists on the droplet that this agent did not make; choose another name"
+            ),
+        ))
     }
 
     async fn port_taken(&self, port: Option<u16>) -> Stop {

@@ -1,8 +1,10 @@
-//! The agent on a real Docker Engine: its own router, loop, ledger and adapter, in this process.
+//! The agent on a real Docker Engine: its own router, loop, ledger and adapter in this process, or the real program.
 
 // What tests are made of may fail as loudly as the tests themselves.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod engine;
 mod host;
+mod killed;
+mod relay;
 mod updates;

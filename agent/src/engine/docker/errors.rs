@@ -16,10 +16,17 @@ pub(super) fn is_missing(error: &Error) -> bool {
     refusal(error).is_some_and(|(status, _)| status == 404)
 }
 
-/// The container's network is gone.
-pub(super) fn is_missing_network(error: &Error) -> bool {
-    refusal(error)
-        .is_some_and(|(status, message)| status == 404 && message.contains("network") && message.contains("not found"))
+/// The container's network is gone, or Docker has two of that name.
+pub(super) fn is_network_unclear(error: &Error) -> bool {
+    refusal(error).is_some_and(|(status, message)| {
+        let gone = status == 404 && message.contains("not found");
+        message.contains("network") && (gone || message.contains("is ambiguous"))
+    })
+}
+
+/// A container is on the network that was to be removed.
+pub(super) fn is_in_use(error: &Error) -> bool {
+    refusal(error).is_some_and(|(_, message)| message.contains("has active endpoints"))
 }
 
 /// The container's process is frozen.
@@ -133,6 +140,15 @@ mod tests {
         assert!(matches!(sorted(500, "something broke"), EngineError::Failed { .. }));
         let gone = Error::IOError { err: std::io::Error::other("connection refused") };
         assert!(matches!(sort("start", gone), EngineError::Unavailable { .. }));
+    }
+
+    #[test]
+    fn a_network_that_is_gone_or_there_twice_can_be_put_right() {
+        let unclear = |status, message| is_network_unclear(&answer(status, message));
+        assert!(unclear(404, "network 5e2b not found"));
+        assert!(unclear(400, "network dtma is ambiguous (2 matches found on name)"));
+        assert!(!unclear(404, "No such container: network"));
+        assert!(!unclear(403, "network dtma has active endpoints"));
     }
 
     #[test]

@@ -61,6 +61,10 @@ struct World {
     death: Option<(usize, Death)>,
     changing: usize,
     forgets_adjustments: bool,
+    /// Names taken by containers that are only being made.
+    reserved: BTreeMap<String, DeploymentId>,
+    /// Containers that somebody starts again as soon as they are stopped, once.
+    revived: BTreeSet<String>,
 }
 
 pub(crate) struct FakeEngine {
@@ -171,6 +175,24 @@ impl FakeEngine {
     pub(crate) fn litter(&self, spec: &Spec) {
         let mut world = self.world();
         let held = make(&mut world, spec, DeploymentId(uuid::Uuid::from_u128(99)));
+        world.held.push(held);
+    }
+
+    /// A container of this name is being made, and not to be seen yet.
+    pub(crate) fn reserve(&self, name: &str) {
+        self.world().reserved.insert(name.to_owned(), DeploymentId(uuid::Uuid::nil()));
+    }
+
+    /// Somebody starts it again when it is stopped next.
+    pub(crate) fn revive(&self, name: &str) {
+        self.world().revived.insert(name.to_owned());
+    }
+
+    /// It has been made, as the last one who asked for it wanted.
+    pub(crate) fn finish(&self, spec: &Spec) {
+        let mut world = self.world();
+        let deployment = world.reserved.remove(spec.name.as_str()).unwrap();
+        let held = make(&mut world, spec, deployment);
         world.held.push(held);
     }
 
@@ -325,7 +347,7 @@ impl Engine for FakeEngine {
 
     async fn inspect(&self, id: &ContainerId) -> Result<Option<Container>, EngineError> {
         let found = |world: &mut World| {
-            let found = world.held.iter().find(|held| &held.container.id == id);
+            let found = world.held.iter().find(|held| &held.container.id == id || held.container.name == id.as_str());
             Ok(found.map(|held| held.container.clone()))
         };
         self.call("inspect", id.as_str(), found).await
@@ -357,6 +379,10 @@ impl Engine for FakeEngine {
 
     async fn create(&self, name: &str, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError> {
         let create = |world: &mut World| {
+            if let Some(making) = world.reserved.get_mut(name) {
+                *making = *deployment;
+                return Err(EngineError::NameTaken);
+            }
             if world.held.iter().any(|held| held.container.name == name) {
                 return Err(EngineError::NameTaken);
             }
@@ -398,7 +424,8 @@ impl Engine for FakeEngine {
 
     async fn stop(&self, id: &ContainerId, _: u32) -> Result<(), EngineError> {
         let stop = |world: &mut World| {
-            if let Some(held) = world.held.iter_mut().find(|held| &held.container.id == id) {
+            let held = world.held.iter_mut().find(|held| &held.container.id == id);
+            if let Some(held) = held.filter(|held| !world.revived.remove(&held.container.name)) {
                 let exit = Exit { code: 143, out_of_memory: false, error: String::new() };
                 held.container.condition = Condition::Exited(exit);
                 held.container.address = None;

@@ -83,3 +83,36 @@ async fn limits_the_engine_will_not_keep_are_not_asked_for_again_and_again() {
     assert_eq!(engine.calls().iter().filter(|call| call.starts_with("adjust")).count(), 1);
     assert_eq!(agent.state("one"), Some(InstanceState::Running));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_is_only_being_made_is_waited_for_and_no_stranger() {
+    let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());
+    engine.reserve("one");
+    let agent = Agent::start(&engine, directory.path());
+    let deploying = {
+        let instances = agent.instances.clone();
+        tokio::spawn(async move { instances.deploy(examples::spec("one"), WAIT).await })
+    };
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    engine.finish(&examples::spec("one"));
+    assert!(deploying.await.unwrap().unwrap().settled);
+    assert_eq!(
+        (engine.ours(), engine.calls().iter().filter(|call| *call == "start container-001").count()),
+        (running(&["one"]), 1)
+    );
+    // A name that is taken and that nobody is ever seen to have isn't waited for without end.
+    engine.reserve("two");
+    let failed = failure(agent.instances.deploy(examples::spec("two"), WAIT).await);
+    assert_eq!(failed.kind, FailureKind::NameConflict);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_is_over_when_it_is_stopped_and_not_when_docker_has_been_told_so() {
+    let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());
+    let agent = Agent::start(&engine, directory.path());
+    agent.instances.deploy(examples::spec("one"), WAIT).await.unwrap();
+    engine.revive("one");
+    let stopped = agent.instances.stop(&name("one"), WAIT).await.unwrap();
+    assert!(stopped.settled);
+    assert_eq!((stopped.view.state, engine.ours()["one"]), (InstanceState::Stopped, "exited"));
+}
