@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::request::Parts;
+use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::ApiError;
@@ -13,14 +15,28 @@ use super::ApiError;
 const BODY_TIME: Duration = Duration::from_secs(20);
 
 /// Values in the path.
-#[derive(FromRequestParts)]
-#[from_request(via(axum::extract::Path), rejection(ApiError))]
 pub(super) struct Path<T>(pub(super) T);
 
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let axum::extract::Path(values) = axum::extract::Path::from_request_parts(parts, state).await?;
+        Ok(Self(values))
+    }
+}
+
 /// Values in the query.
-#[derive(FromRequestParts)]
-#[from_request(via(axum::extract::Query), rejection(ApiError))]
 pub(super) struct Query<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let axum::extract::Query(values) = axum::extract::Query::from_request_parts(parts, state).await?;
+        Ok(Self(values))
+    }
+}
 
 /// A body nobody has read yet: strangers can't fill our memory with theirs.
 pub(super) struct Unread(Request);
