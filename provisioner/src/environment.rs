@@ -115,6 +115,9 @@ pub struct EnrolledAgent {
 pub struct Progress {
     /// The bootstrap phase last begun.
     pub phase: Option<String>,
+    /// How many phases watchers were told of.
+    #[serde(default)]
+    pub phases_told: u32,
     /// The agent, once enrolled.
     pub agent: Option<EnrolledAgent>,
     /// When its first heartbeat came.

@@ -7,6 +7,7 @@ mod events;
 mod extract;
 mod fleet;
 mod internal;
+pub mod server;
 mod service;
 
 use std::sync::Arc;

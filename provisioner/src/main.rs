@@ -11,6 +11,7 @@ use dtma_provisioner::board::Board;
 use dtma_provisioner::cloud::digitalocean::DigitalOcean;
 use dtma_provisioner::config::Settings;
 use dtma_provisioner::heartbeats::Heartbeats;
+use dtma_provisioner::http::server::{Limits, Server};
 use dtma_provisioner::http::{App, Parts, router};
 use dtma_provisioner::metrics::Metrics;
 use dtma_provisioner::owners::Owners;
@@ -21,15 +22,14 @@ use dtma_provisioner::releases::Releases;
 use dtma_provisioner::store::Store;
 use dtma_provisioner::store::sqlite::SqliteStore;
 use jiff::Timestamp;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 
-/// Requests still being answered when the process is told to end get this long.
-const LAST_ANSWERS: Duration = Duration::from_secs(5);
+/// Heartbeats that are not on disk when the process is told to end get this long.
+const LAST_WRITES: Duration = Duration::from_secs(5);
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -85,7 +85,7 @@ async fn serve(settings: Settings) -> Result<(), Failed> {
     let cloud = DigitalOcean::new(&settings.cloud_url, settings.cloud_token, settings.ssh_keys, Arc::clone(&metrics))?;
 
     // Bound before the loop starts: a second process on this port ends here and has not touched the cloud.
-    let listener = TcpListener::bind(settings.listen).await?;
+    let server = Server::bind(settings.listen, Limits::of_this_process(), Arc::clone(&metrics)).await?;
     let reconciler = Reconciler {
         board: Arc::clone(&board),
         cloud: Arc::new(cloud),
@@ -117,19 +117,16 @@ async fn serve(settings: Settings) -> Result<(), Failed> {
         agent_settings,
         stop: stop.clone(),
     });
-    tracing::info!(address = %listener.local_addr()?, version = env!("CARGO_PKG_VERSION"), "serving");
-    let server = axum::serve(listener, router(app)).with_graceful_shutdown(stop.clone().cancelled_owned());
-    let server = tokio::spawn(server.into_future());
+    tracing::info!(address = %server.local_address()?, version = env!("CARGO_PKG_VERSION"), "serving");
+    let serving = tokio::spawn(server.run(router(app), stop.clone()));
 
     ended().await?;
     tracing::info!("ending");
     stop.cancel();
-    if tokio::time::timeout(LAST_ANSWERS, server).await.is_err() {
-        tracing::warn!("some requests were not answered in time");
-    }
+    serving.await?;
     reconciling.await?;
     // Its handles went with the server, unless a request is stuck; then what waits is lost, and agents report again.
-    if tokio::time::timeout(LAST_ANSWERS, heartbeat_writer).await.is_err() {
+    if tokio::time::timeout(LAST_WRITES, heartbeat_writer).await.is_err() {
         tracing::warn!("some heartbeats were not written");
     }
     sqlite.close().await;

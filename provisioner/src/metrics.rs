@@ -16,6 +16,8 @@ pub struct Metrics {
     heartbeat_flushes: AtomicU64,
     passes: AtomicU64,
     orphans_deleted: AtomicU64,
+    connections: AtomicU64,
+    turned_away: AtomicU64,
 }
 
 impl Metrics {
@@ -46,6 +48,16 @@ impl Metrics {
         self.orphans_deleted.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// So many connections are open now.
+    pub fn connections(&self, open: u64) {
+        self.connections.store(open, Ordering::Relaxed);
+    }
+
+    /// A connection was closed at once because there were too many.
+    pub fn turned_away(&self) {
+        self.turned_away.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// The page for Prometheus; `environments` counts the rows by status.
     pub fn page(&self, environments: &BTreeMap<String, u64>) -> String {
         let mut page = String::new();
@@ -64,7 +76,14 @@ impl Metrics {
         for (status, count) in self.http_requests.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             line(&mut page, "dtma_http_requests_total", &[("status", &status.to_string())], *count);
         }
+        head(&mut page, "dtma_connections", "gauge", "Connections open now.");
+        line(&mut page, "dtma_connections", &[], self.connections.load(Ordering::Relaxed));
         for (name, help, counter) in [
+            (
+                "dtma_connections_turned_away_total",
+                "Connections refused because there were too many.",
+                &self.turned_away,
+            ),
             ("dtma_heartbeats_total", "Heartbeats committed.", &self.heartbeats),
             ("dtma_heartbeat_flushes_total", "Transactions they were committed in.", &self.heartbeat_flushes),
             ("dtma_reconcile_passes_total", "Rounds of the loop.", &self.passes),

@@ -3,7 +3,7 @@
 use dtma_api::bootstrap::{BootstrapOutcome, BootstrapProgress};
 use dtma_api::environment::EnvironmentError;
 use dtma_api::{CertificatePin, TokenHash};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::{Change, Cleanup, EnrolledAgent, Environment, Progress, State, plain_error};
 
@@ -12,6 +12,10 @@ const BEARERS_KEPT: usize = 4;
 /// Of a failed phase's output, this many bytes are kept.
 const OUTPUT_KEPT: usize = 4096;
 const PHASE_KEPT: usize = 64;
+/// Of one attempt's phases, watchers are told so many; set-up has half a dozen. After that a droplet that goes on reporting has only
+/// its latest phase noted, every [`NOTED_EVERY`] at most, so that it can't fill the database before its deadline.
+const PHASES_TOLD: u32 = 32;
+const NOTED_EVERY: SignedDuration = SignedDuration::from_secs(10);
 
 /// What an agent that enrols presents, digested.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +88,12 @@ impl Environment {
             | State::Deprovisioned { .. }
             | State::ErrorDeprovisioning { .. } => return Err(EnrolmentRefused::Unknown),
         }
-        Ok(Change::told(state, format!("Agent {} has enrolled.", claim.version)).with_phase("enrol"))
+        Ok(if self.state.agent().is_none() {
+            Change::told(state, format!("Agent {} has enrolled.", claim.version)).with_phase("enrol")
+        } else {
+            // It asks again because an answer was lost; however often, watchers have heard of it.
+            Change::quiet(state)
+        })
     }
 
     /// What a heartbeat changes; nothing for an agent that is known to report.
@@ -158,11 +167,20 @@ impl Environment {
                 if progress.phase.as_deref() == Some(&phase) {
                     return None;
                 }
+                let told = progress.phases_told;
+                if told > PHASES_TOLD && now.duration_since(self.updated_at) < NOTED_EVERY {
+                    return None;
+                }
                 let mut state = self.state.clone();
                 if let State::Provisioning { progress, .. } | State::AwaitingHeartbeat { progress, .. } = &mut state {
                     progress.phase = Some(phase.clone());
+                    progress.phases_told = told.saturating_add(1).min(PHASES_TOLD + 1);
                 }
-                Some(Change::told(state, format!("Set-up has begun phase {phase}.")).with_phase(&phase))
+                Some(match told {
+                    ..PHASES_TOLD => Change::told(state, format!("Set-up has begun phase {phase}.")).with_phase(&phase),
+                    PHASES_TOLD => Change::told(state, "Set-up begins phase after phase; no more of them are told."),
+                    _ => Change::quiet(state),
+                })
             }
             BootstrapOutcome::Failed => {
                 let message = format!("Setting up the droplet failed in phase {phase}.");
@@ -189,4 +207,86 @@ fn tail(output: &str) -> String {
 
 fn tidy(text: &str, limit: usize) -> String {
     text.chars().filter(|c| !c.is_control()).take(limit).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use dtma_api::EnvironmentId;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::environment::{Attempt, DropletId, DropletSpec, RunningDroplet};
+
+    fn at(millisecond: i64) -> Timestamp {
+        Timestamp::from_millisecond(millisecond).unwrap()
+    }
+
+    fn awaiting() -> Environment {
+        let attempt = Attempt {
+            id: Uuid::from_u128(1),
+            number: 1,
+            started_at: at(0),
+            run_started_at: at(0),
+            deadline: at(900_000),
+            token_hash: TokenHash::of("token"),
+            token_expires_at: at(900_000),
+        };
+        let droplet = RunningDroplet { id: DropletId(7), ip: [192, 0, 2, 7].into() };
+        let spec = DropletSpec { region: "nyc3".into(), size: "s-1vcpu-1gb".into(), image: "debian-12-x64".into() };
+        let id = EnvironmentId(Uuid::from_u128(2));
+        let state = State::AwaitingHeartbeat { attempt, droplet, progress: Progress::default() };
+        Environment { state, ..Environment::new(id, "account".parse().unwrap(), spec, at(0)) }
+    }
+
+    fn report(phase: &str, outcome: BootstrapOutcome) -> BootstrapProgress {
+        BootstrapProgress { phase: phase.to_owned(), outcome, output: "why".to_owned() }
+    }
+
+    #[test]
+    fn a_droplet_that_reports_without_end_is_told_of_and_written_down_within_bounds() {
+        let mut environment = awaiting();
+        let (mut events, mut writes) = (Vec::new(), 0);
+        // Two phases by turns, a hundred times a second, until the deadline.
+        for turn in 0..90_000 {
+            let phase = if turn % 2 == 0 { "install" } else { "start" };
+            let now = at(turn * 10);
+            if let Some(change) = environment.bootstrap_reported(&report(phase, BootstrapOutcome::Begun), now) {
+                writes += 1;
+                let (next, event) = environment.changed(change, now);
+                environment = next;
+                events.extend(event);
+            }
+        }
+        assert_eq!(events.len(), 33);
+        assert_eq!(events[0].message, "Set-up has begun phase install.");
+        assert!(events[32].message.contains("no more"), "{:?}", events[32]);
+        assert!((100..130).contains(&writes), "{writes}");
+        let State::AwaitingHeartbeat { progress, .. } = &environment.state else { panic!("{environment:?}") };
+        assert!(progress.phase.is_some());
+
+        let failed = report("start", BootstrapOutcome::Failed);
+        let change = environment.bootstrap_reported(&failed, at(900_000)).expect("its end is told all the same");
+        let (ended, event) = environment.changed(change, at(900_000));
+        assert_eq!(event.unwrap().phase.as_deref(), Some("start"));
+        assert_eq!(ended.error().unwrap().output.as_deref(), Some("why"));
+    }
+
+    #[test]
+    fn an_agent_that_enrols_again_and_again_is_told_of_once() {
+        let mut environment = awaiting();
+        let claim = EnrolmentClaim {
+            token_hash: TokenHash::of("token"),
+            retry_key_hash: TokenHash::of("retry"),
+            pin: CertificatePin::of_spki(b"key"),
+            version: "1.2.3".to_owned(),
+        };
+        let mut events = 0;
+        for turn in 0..100 {
+            let change = environment.enrol(&claim, TokenHash::of(&turn.to_string()), at(turn)).unwrap();
+            let (next, event) = environment.changed(change, at(turn));
+            environment = next;
+            events += usize::from(event.is_some());
+        }
+        assert_eq!((events, environment.state.bearers().len()), (1, BEARERS_KEPT));
+    }
 }

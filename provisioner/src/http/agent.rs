@@ -1,9 +1,8 @@
 //! What agents and their droplets' set-up call: enrolment, heartbeats, bootstrap progress, releases.
 
 use axum::Json;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -15,7 +14,7 @@ use dtma_api::{Token, TokenHash};
 use jiff::Timestamp;
 use tokio_util::io::ReaderStream;
 
-use super::extract::Path;
+use super::extract::{Path, Unread};
 use super::{ApiError, App, bearer, parse};
 use crate::environment::{EnrolmentClaim, EnrolmentRefused, Environment};
 use crate::store::StoredHeartbeat;
@@ -28,10 +27,11 @@ const RETRY_KEY_LENGTH: usize = 16;
 pub(super) async fn enrol(
     State(app): State<App>,
     headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    body: Unread,
 ) -> Result<Json<EnrolmentAnswer>, ApiError> {
     let token_hash = bearer(&headers)?.hash();
-    let request: EnrolmentRequest = parse(&body?)?;
+    let environment = by_token(&app, token_hash).await?;
+    let request: EnrolmentRequest = parse(&body.read().await?)?;
     let mut faults = Vec::new();
     if request.retry_key.expose().len() < RETRY_KEY_LENGTH {
         faults.push(Fault { path: "$.retry_key".to_owned(), problem: "must have at least 16 characters".to_owned() });
@@ -48,7 +48,6 @@ pub(super) async fn enrol(
     }
     let claim =
         EnrolmentClaim { token_hash, retry_key_hash: request.retry_key.hash(), pin: request.certificate_pin, version };
-    let environment = by_token(&app, token_hash).await?;
     let bearer_token = Token::generate().map_err(|_| ApiError::NoRandomness)?;
     let bearer_hash = bearer_token.hash();
     let now = Timestamp::now();
@@ -63,13 +62,9 @@ pub(super) async fn enrol(
     }))
 }
 
-pub(super) async fn heartbeat(
-    State(app): State<App>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Response, ApiError> {
+pub(super) async fn heartbeat(State(app): State<App>, headers: HeaderMap, body: Unread) -> Result<Response, ApiError> {
     let member = app.board.roll().find(bearer(&headers)?.hash()).ok_or(ApiError::UnknownBearer)?;
-    let body = body?;
+    let body = body.read().await?;
     let heartbeat: Heartbeat = parse(&body)?;
     let now = Timestamp::now();
     // Parsed as JSON just now, so it is text.
@@ -88,11 +83,11 @@ pub(super) async fn heartbeat(
 pub(super) async fn bootstrap_progress(
     State(app): State<App>,
     headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    body: Unread,
 ) -> Result<StatusCode, ApiError> {
     let token_hash = bearer(&headers)?.hash();
-    let report: BootstrapProgress = parse(&body?)?;
     let environment = by_token(&app, token_hash).await?;
+    let report: BootstrapProgress = parse(&body.read().await?)?;
     let now = Timestamp::now();
     app.board
         .change(environment.id, now, |environment| {

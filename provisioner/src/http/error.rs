@@ -47,6 +47,9 @@ pub enum ApiError {
     /// The body broke off.
     #[error("the body could not be read")]
     BrokenBody,
+    /// The body took too long.
+    #[error("the body did not come in time")]
+    SlowBody,
     /// The internal API's header is missing or wrong.
     #[error("the header X-Internal-Api-Secret is missing or wrong")]
     Forbidden,
@@ -129,6 +132,7 @@ impl ApiError {
             Self::InvalidJson(_) => (StatusCode::BAD_REQUEST, "invalid_json"),
             Self::InvalidRequest(_) => (StatusCode::BAD_REQUEST, "invalid_request"),
             Self::BrokenBody => (StatusCode::BAD_REQUEST, "broken_body"),
+            Self::SlowBody => (StatusCode::REQUEST_TIMEOUT, "body_too_slow"),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden"),
             Self::NoBearer => (StatusCode::UNAUTHORIZED, "credential_missing"),

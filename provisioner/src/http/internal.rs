@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
 use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -16,7 +14,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::extract::{Path, Query};
+use super::extract::{Path, Query, Unread};
 use super::{ApiError, App, parse};
 use crate::accounts::NoAccount;
 use crate::config::is_word;
@@ -46,11 +44,11 @@ pub(super) async fn ensure(
     State(app): State<App>,
     Path(agent): Path<String>,
     Query(waiting): Query<Waiting>,
-    body: Result<Bytes, BytesRejection>,
+    body: Unread,
 ) -> Result<Response, ApiError> {
     let agent = AgentId::try_from(agent)?;
     let patience = waiting.patience(&app)?;
-    let body = body?;
+    let body = body.read().await?;
     let request: Option<EnsureRequest> = if body.trim_ascii().is_empty() { None } else { parse(&body)? };
     let request = request.unwrap_or_default();
     let spec = wanted(&app.spec, &request)?;

@@ -3,6 +3,8 @@
 //! One connection writes, with `synchronous=FULL`: an intent that isn't on disk when the cloud is asked is no intent. A few others
 //! read; WAL lets them do so while the writer writes.
 
+mod migrations;
+
 use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
@@ -13,7 +15,6 @@ use dtma_api::id::AccountId;
 use dtma_api::{AgentId, EnvironmentId, TokenHash};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
-use sqlx::migrate::Migrator;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
@@ -21,8 +22,6 @@ use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
 use super::{Binding, InsertError, ReplaceError, Store, StoreError, StoredHeartbeat};
 use crate::environment::{DropletSpec, Environment};
-
-static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 const READERS: u32 = 4;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,7 +51,7 @@ impl SqliteStore {
             .connect_with(options.clone())
             .await
             .map_err(failed("opening the file"))?;
-        MIGRATIONS.run(&writer).await.map_err(failed("migrating"))?;
+        migrations::all().run(&writer).await.map_err(failed("migrating"))?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .connect_with(options.pragma("query_only", "1"))

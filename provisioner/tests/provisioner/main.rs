@@ -10,6 +10,7 @@ mod enrolment;
 mod ensure;
 mod fake_cloud;
 mod http_shape;
+mod listener;
 mod plan_properties;
 mod rig;
 mod store;

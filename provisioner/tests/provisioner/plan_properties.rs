@@ -62,7 +62,8 @@ fn agent() -> EnrolledAgent {
 
 fn progress() -> impl Strategy<Value = Progress> {
     (option::of(Just("docker".to_owned())), any::<bool>(), any::<bool>()).prop_map(|(phase, enrolled, heard)| {
-        Progress { phase, agent: enrolled.then(agent), heard_at: (enrolled && heard).then(|| at(50)) }
+        let phases_told = u32::from(phase.is_some());
+        Progress { phase, phases_told, agent: enrolled.then(agent), heard_at: (enrolled && heard).then(|| at(50)) }
     })
 }
 
