@@ -12,8 +12,9 @@ HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 PREFIX=/opt/dtma
 CONF=/etc/dtma.conf
 STATE=/var/lib/dtma
+UNITS=/etc/systemd/system
 UNIT=dtma-agent.service
-UNIT_FILE=/etc/systemd/system/$UNIT
+GUARD=dtma-metadata-guard.service
 ACCOUNT=dtma
 
 say() { printf 'dtma-install: %s\n' "$*"; }
@@ -37,9 +38,13 @@ put_in_place() {
     done
 }
 
+read_by_systemd() {
+    [[ $(systemctl show --property=LoadState,NeedDaemonReload "$1" | sort) == $'LoadState=loaded\nNeedDaemonReload=no' ]]
+}
+
 install_release() {
     local version folder
-    for file in VERSION dtma-agent "$UNIT" dtma.conf.example; do
+    for file in VERSION dtma-agent "$UNIT" metadata-guard "$GUARD" dtma.conf.example; do
         [[ -f $HERE/$file ]] || fail "$HERE/$file is missing; run this from an unpacked release"
     done
     version=$(<"$HERE/VERSION")
@@ -55,30 +60,39 @@ install_release() {
     stage 0755 "$HERE/dtma-agent" "$folder/dtma-agent"
     stage 0644 "$HERE/dtma.conf.example" "$PREFIX/dtma.conf.example"
     stage 0755 "$HERE/install.sh" "$PREFIX/install.sh"
-    stage 0644 "$HERE/$UNIT" "$UNIT_FILE"
+    stage 0755 "$HERE/metadata-guard" "$PREFIX/metadata-guard"
+    stage 0644 "$HERE/$GUARD" "$UNITS/$GUARD"
+    stage 0644 "$HERE/$UNIT" "$UNITS/$UNIT"
     put_in_place
     # A rename is atomic, `ln --force` is not.
     ln --symbolic --force --no-dereference -- "versions/$version" "$PREFIX/current.new"
     mv --force --no-target-directory -- "$PREFIX/current.new" "$PREFIX/current"
-    sync -- "$folder" "$PREFIX" "${UNIT_FILE%/*}"
+    sync -- "$folder" "$PREFIX" "$UNITS"
 
-    systemctl enable --quiet --no-reload "$UNIT"
+    systemctl enable --quiet --no-reload "$GUARD" "$UNIT"
     # systemd reads a unit it has never seen by itself, and reading all of them again is what takes longest here.
-    if [[ $(systemctl show --property=LoadState,NeedDaemonReload "$UNIT" | sort) != $'LoadState=loaded\nNeedDaemonReload=no' ]]; then
+    if ! read_by_systemd "$GUARD" || ! read_by_systemd "$UNIT"; then
         systemctl daemon-reload
     fi
+    # Before the agent runs anything that could ask.
+    systemctl reload-or-restart "$GUARD" || {
+        journalctl --unit "$GUARD" --no-pager --lines 10 --output cat >&2 || true
+        fail "$GUARD did not start, so containers would reach the metadata service; the lines above say why"
+    }
     systemctl try-restart "$UNIT"
     say "version $version is installed"
     [[ -e $CONF ]] || say "next: write $CONF (see $PREFIX/dtma.conf.example), then systemctl start $UNIT"
 }
 
 uninstall() {
-    if [[ -e $UNIT_FILE ]]; then
-        systemctl disable --quiet --now "$UNIT"
-        rm --force -- "$UNIT_FILE"
+    local unit
+    for unit in "$UNIT" "$GUARD"; do
+        [[ -e $UNITS/$unit ]] || continue
+        systemctl disable --quiet --now "$unit"
+        rm --force -- "$UNITS/$unit"
         systemctl daemon-reload
-        systemctl reset-failed "$UNIT" 2>/dev/null || true
-    fi
+        systemctl reset-failed "$unit" 2>/dev/null || true
+    done
     rm --recursive --force -- "$PREFIX"
     if [[ $1 == purge ]]; then
         rm --recursive --force -- "$CONF" "$STATE"

@@ -3,6 +3,7 @@
 //! Owns validation, intent and the state machine. Must not do I/O or read a clock.
 
 pub mod intent;
+pub mod network;
 pub mod reference;
 pub mod spec;
 pub mod state;
@@ -10,6 +11,7 @@ pub mod update;
 pub mod validate;
 
 pub use intent::{Departure, DeploymentId, Failure, FailureKind, Intent};
+pub use network::{Destination, Egress, Network};
 pub use reference::{Reference, Unresolved};
 pub use spec::{
     Capability, Environment, HostPort, ImageReference, Limits, McpServer, Port, PortProtocol, Process, RestartPolicy,

@@ -107,6 +107,14 @@ text_id!(
 );
 
 text_id!(
+    /// The name callers give a group of instances (`groupId`); part of its network's name.
+    GroupId,
+    "a group id",
+    "2 to 128 of A-Z a-z 0-9 _ . - and begin with a letter or digit",
+    |text| text.len() >= 2 && text.starts_with(|c: char| c.is_ascii_alphanumeric()) && word(text, b"_.-", 128)
+);
+
+text_id!(
     /// The backend's id of an instance (`account_tool_instances.id`), opaque here.
     AccountToolInstanceId,
     "an accountToolInstanceId",

@@ -18,7 +18,7 @@ pub mod status;
 pub mod token;
 
 pub use failure::Failure;
-pub use id::{AccountToolInstanceId, AgentId, EnvironmentId, InstanceName, InvalidId};
+pub use id::{AccountToolInstanceId, AgentId, EnvironmentId, GroupId, InstanceName, InvalidId};
 pub use pin::CertificatePin;
 pub use token::{Token, TokenHash};
 

@@ -10,6 +10,8 @@ use dtma_api::{AccountToolInstanceId, InstanceName};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::network::Network;
+
 /// Everything needed to make an instance's container again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
@@ -37,6 +39,9 @@ pub struct Spec {
     pub restart: RestartPolicy,
     /// How it is shut in, beyond what every container gets.
     pub sandbox: Sandbox,
+    /// What it may reach. Left out where it is the usual, so that specs from before there was a choice keep their hash.
+    #[serde(default, skip_serializing_if = "Network::is_default")]
+    pub network: Network,
     /// How it is reached, when it is an MCP server.
     pub mcp: Option<McpServer>,
 }
@@ -302,7 +307,7 @@ pub struct Sandbox {
     pub shm_bytes: Option<u64>,
 }
 
-/// A capability an instance may ask for: those Docker itself gives every container by default.
+/// A capability an instance may have: those Docker itself gives every container by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[allow(missing_docs)] // named by the kernel: capabilities(7)
@@ -324,8 +329,9 @@ pub enum Capability {
 }
 
 impl Capability {
-    /// Every one there is.
-    pub const ALL: [Self; 14] = [
+    /// Every one that may be asked for. `NET_RAW` isn't any more, though older ledgers may hold it: with it a container takes other
+    /// containers' addresses on its bridge.
+    pub const ASKABLE: [Self; 13] = [
         Self::AuditWrite,
         Self::Chown,
         Self::DacOverride,
@@ -334,7 +340,6 @@ impl Capability {
         Self::Kill,
         Self::Mknod,
         Self::NetBindService,
-        Self::NetRaw,
         Self::Setfcap,
         Self::Setgid,
         Self::Setpcap,
@@ -394,6 +399,7 @@ pub(crate) mod examples {
             limits: Limits::default(),
             restart: RestartPolicy::UnlessStopped,
             sandbox: Sandbox::default(),
+            network: Network::default(),
             mcp: None,
         }
     }

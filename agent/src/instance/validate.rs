@@ -3,36 +3,41 @@
 //! Three kinds of finding. A *fault* makes the request invalid. A *forbidden* option would give the container the host, or another
 //! instance: it is refused, never quietly left out. A *warning* says what was changed or ignored: options this agent doesn't know are
 //! ignored with a warning, because none of them can widen what a container may do and callers may be newer than the agent. Options
-//! that narrow what a container may do and aren't built (`egress: none`) are faults, since ignoring them would be a promise broken.
+//! that narrow what a container may do and aren't understood (an `egress` of another kind) are faults, since ignoring them would be a promise
+//! broken.
 
 mod findings;
 mod host_config;
+mod network;
 mod update;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use dtma_api::instance::{PullPolicy, Transport};
-use dtma_api::{AccountToolInstanceId, InstanceName, failure::Fault};
+use dtma_api::{AccountToolInstanceId, GroupId, InstanceName, failure::Fault};
 use serde_json::{Map, Value};
 
 use self::findings::{At, Findings, is_nothing};
 use self::host_config::HostConfig;
 pub use self::update::{Present, validate_update};
+use super::network::Network;
 use super::spec::{Environment, ImageReference, McpServer, Process, Spec, Volume};
 
-/// What the operator decides about deploys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What isn't in a deploy's body: what the operator decides, and the group it is part of.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     /// The agent's own port, which no instance gets.
     pub agent_port: u16,
     /// Address published ports are bound to.
     pub publish_on: IpAddr,
+    /// The group whose members are to reach each other, this one included. No body says so by itself: a group's deploy does.
+    pub group: Option<GroupId>,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { agent_port: dtma_api::AGENT_PORT, publish_on: Ipv4Addr::LOCALHOST.into() }
+        Self { agent_port: dtma_api::AGENT_PORT, publish_on: Ipv4Addr::LOCALHOST.into(), group: None }
     }
 }
 
@@ -87,6 +92,8 @@ pub fn validate(body: &Value, policy: &Policy) -> Result<(Spec, Vec<Fault>), Ref
     environment_variables(body, &mut process.environment, &mut findings);
     let mut host = HostConfig::read(base, &base_at, policy, &mut findings);
     host.apply_resource_limits(body, &mut findings);
+    let egress = network::egress(body, &mut findings);
+    network::warn_of_proxy_variables(&egress, &process.environment, &mut findings);
     not_built(body, &mut findings);
     for path in host.sandbox.tmpfs.keys().filter(|path| volumes.iter().any(|volume| &volume.path == *path)) {
         findings.fault(&root.key("volumes"), format!("{path} is in HostConfig.Tmpfs as well"));
@@ -106,6 +113,7 @@ pub fn validate(body: &Value, policy: &Policy) -> Result<(Spec, Vec<Fault>), Ref
                 limits: host.limits,
                 restart: host.restart,
                 sandbox: host.sandbox,
+                network: Network { egress, group: policy.group.clone() },
                 mcp,
             };
             Ok((spec, findings.into_warnings()))
@@ -356,11 +364,6 @@ fn not_built(body: &Map<String, Value>, findings: &mut Findings) {
         if body.get(key).is_some_and(|value| !is_nothing(value)) {
             findings.fault(&root.key(key), "is not supported by this version of the agent");
         }
-    }
-    match body.get("egress") {
-        None | Some(Value::Null) => {}
-        Some(Value::String(text)) if text == "open" => {}
-        Some(_) => findings.fault(&root.key("egress"), "can only be \"open\" in this version of the agent"),
     }
     if body.get("healthCheck").is_some_and(|value| !is_nothing(value)) {
         findings.warn(&root.key("healthCheck"), "is ignored by this version of the agent");

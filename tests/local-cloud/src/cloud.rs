@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::action::{Action, ActionId, ActionKind, Progress};
 use crate::droplet::{Droplet, DropletId, Lag, Refusal};
-use crate::host::{Host, HostError, Power, Record};
+use crate::host::{Attachment, Host, HostError, Power, Record};
 use crate::ledger::{Filter, Ledger, OverLimit};
 use crate::order::Order;
 
@@ -245,6 +245,19 @@ impl Cloud {
     /// When the host can't tell.
     pub async fn console(&self, id: DropletId) -> Result<String, HostError> {
         self.0.host.console(id).await
+    }
+
+    /// The droplet that has this address, however long lists and its own view still keep it back.
+    pub async fn droplet_at(&self, address: Ipv4Addr) -> Option<DropletId> {
+        self.0.host.droplet_at(address).await
+    }
+
+    /// How a droplet is attached, and what it was given.
+    ///
+    /// # Errors
+    /// When the host can't tell.
+    pub async fn attachment(&self, id: DropletId) -> Result<Attachment, HostError> {
+        self.0.host.attachment(id).await
     }
 
     /// Name by which a person finds the droplet on the host.

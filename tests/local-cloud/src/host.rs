@@ -46,6 +46,23 @@ pub struct Found {
     pub running: bool,
 }
 
+/// How a droplet is attached, and what it was given; the rest of what its metadata says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    /// Its user data; empty when it has none.
+    pub user_data: String,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Of the droplets' network.
+    pub netmask: Ipv4Addr,
+    /// Of the droplets' network.
+    pub gateway: Ipv4Addr,
+    /// Hardware address, empty while it has no power.
+    pub mac: String,
+    /// Addresses of name servers.
+    pub name_servers: Vec<String>,
+}
+
 /// What can be done to a droplet's power.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Power {
@@ -85,6 +102,10 @@ pub trait Host: Send + Sync {
     async fn found(&self) -> Result<Vec<Found>, HostError>;
     /// What a droplet wrote on its console, and cloud-init's output after it.
     async fn console(&self, droplet: DropletId) -> Result<String, HostError>;
+    /// The droplet that has this address, or calls the metadata service from it.
+    async fn droplet_at(&self, address: Ipv4Addr) -> Option<DropletId>;
+    /// How a droplet is attached, and what it was given.
+    async fn attachment(&self, droplet: DropletId) -> Result<Attachment, HostError>;
     /// Name by which a person finds the droplet on the host.
     fn container_name(&self, droplet: DropletId) -> String;
 }

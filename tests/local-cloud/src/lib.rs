@@ -5,7 +5,8 @@
 //! late, rate limits, and faults on demand.
 //!
 //! [`server`] hands a request to [`gate`] (token, limits, faults), which hands it to [`api`]; [`control`] is what tests steer by.
-//! [`cloud`] accepts in its [`ledger`] and carries out on a [`host`]; [`image`] makes what droplets are made from.
+//! [`cloud`] accepts in its [`ledger`] and carries out on a [`host`]; [`image`] makes what droplets are made from. What a droplet asks about
+//! itself is answered by [`metadata`].
 
 pub mod action;
 pub mod api;
@@ -20,6 +21,7 @@ pub mod host;
 pub mod image;
 pub mod ledger;
 pub mod limits;
+pub mod metadata;
 pub mod order;
 pub mod server;
 pub mod subnet;

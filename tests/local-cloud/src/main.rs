@@ -16,10 +16,11 @@ use local_cloud::gate::Gate;
 use local_cloud::host::{DockerHost, DockerHostOptions, DockerImages};
 use local_cloud::image::{self, PackageSource};
 use local_cloud::limits::Limits;
-use local_cloud::server;
+use local_cloud::{metadata, server};
 use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tracing_subscriber::EnvFilter;
 
 /// A DigitalOcean-compatible API whose droplets are system containers on this machine.
@@ -131,12 +132,14 @@ async fn main() -> ExitCode {
 async fn serve(arguments: ServeArguments) -> Result<(), Failure> {
     let contract = arguments.check_contract.as_deref().map(Contract::load).transpose()?;
     let packages = PackageSource::of_this_machine().await?;
+    let (door, listeners) = mpsc::unbounded_channel();
     let host = DockerHost::connect(DockerHostOptions {
         stack: arguments.stack,
         network: arguments.network,
         registry: arguments.registry,
         packages,
         image_cache: arguments.image_cache,
+        metadata: Some(door),
     })
     .await?;
     let clock: Clock = Arc::new(Timestamp::now);
@@ -146,6 +149,7 @@ async fn serve(arguments: ServeArguments) -> Result<(), Failure> {
     };
     let options = CloudOptions { droplet_limit: arguments.droplet_limit, lag, clock: Arc::clone(&clock) };
     let cloud = Cloud::start(Arc::new(host), options).await?;
+    tokio::spawn(metadata::serve(listeners, cloud.clone()));
     let limits = Limits { hour: arguments.hour_limit, minute: arguments.minute_limit };
     let gate = Gate::new(arguments.token, limits, contract, clock);
     let listener = TcpListener::bind(arguments.listen).await?;

@@ -33,6 +33,16 @@ impl FromStr for Subnet {
 }
 
 impl Subnet {
+    /// The first address a machine can have.
+    pub fn first(self) -> Ipv4Addr {
+        Ipv4Addr::from(self.hosts().start)
+    }
+
+    /// The mask: 255.255.255.0 for a /24.
+    pub fn mask(self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::MAX << (32 - self.prefix))
+    }
+
     /// Addresses a machine can have, the network's own and its broadcast address left out.
     fn hosts(self) -> std::ops::Range<u32> {
         self.base + 1..self.base + (u32::MAX >> self.prefix)
@@ -86,6 +96,11 @@ impl AddressPool {
         self.leases.get(&droplet).copied()
     }
 
+    /// The droplet whose address fits.
+    pub fn holder(&self, fits: impl Fn(Ipv4Addr) -> bool) -> Option<DropletId> {
+        self.leases.iter().find(|(_, address)| fits(**address)).map(|(droplet, _)| *droplet)
+    }
+
     /// Makes the address of `droplet` available again.
     pub fn release(&mut self, droplet: DropletId) {
         self.leases.remove(&droplet);
@@ -109,6 +124,10 @@ mod tests {
         assert_eq!(seen.last(), Some(&first));
         assert!(!seen.contains(&gateway));
         assert_eq!(pool.of(DropletId(13)), Some(first));
+        assert_eq!(pool.holder(|address| address == first), Some(DropletId(13)));
+        assert_eq!(pool.holder(|address| address == gateway), None);
+        assert_eq!(subnet.first(), gateway);
+        assert_eq!(subnet.mask(), Ipv4Addr::new(255, 255, 255, 240));
     }
 
     #[test]

@@ -15,9 +15,10 @@ use local_cloud::gate::Gate;
 use local_cloud::host::{DockerHost, DockerHostOptions};
 use local_cloud::image::PackageSource;
 use local_cloud::limits::Limits;
-use local_cloud::server;
+use local_cloud::{metadata, server};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 
 const TOKEN: &str = "real";
 
@@ -50,12 +51,14 @@ impl Stack {
 
     /// Starts a local cloud over whatever droplets the stack has.
     async fn serve(&self, subnet: u32) {
+        let (door, listeners) = mpsc::unbounded_channel();
         let host = DockerHost::connect(DockerHostOptions {
             stack: self.name.clone(),
             network: self.name.clone(),
             registry: Some(format!("10.213.{subnet}.1:5000")),
             packages: PackageSource::of_this_machine().await.unwrap(),
             image_cache: std::env::temp_dir().join("dtma-local-cloud"),
+            metadata: Some(door),
         })
         .await
         .unwrap();
@@ -63,6 +66,7 @@ impl Stack {
         let cloud = Cloud::start(Arc::new(host), options).await.unwrap();
         let gate = Gate::new(TOKEN.into(), Limits::default(), None, Arc::new(Timestamp::now));
         let listener = TcpListener::bind(self.base.strip_prefix("http://").unwrap()).await.unwrap();
+        tokio::spawn(metadata::serve(listeners, cloud.clone()));
         tokio::spawn(server::serve(listener, App { cloud, gate }, std::future::pending()));
     }
 
@@ -90,9 +94,10 @@ impl Stack {
         Droplet { stack: self, id, container: format!("dtma-{}-{id}", self.name) }
     }
 
+    /// Everything that is there, but for the container that has the metadata address while the cloud is served.
     fn leftovers(&self) -> Vec<String> {
         let label = format!("label=dtma.stack={}", self.name);
-        let containers = docker(&["ps", "-aq", "--filter", &label]).unwrap();
+        let containers = docker(&["ps", "-aq", "--filter", &label, "--filter", "label=dtma.droplet"]).unwrap();
         let volumes = docker(&["volume", "ls", "-q", "--filter", &label]).unwrap();
         containers.lines().chain(volumes.lines()).map(str::to_owned).collect()
     }
@@ -173,6 +178,24 @@ fn pause_image(folder: &Path) -> std::path::PathBuf {
     archive
 }
 
+/// What a droplet reads about itself.
+fn assert_metadata(droplet: &Droplet<'_>, address: &str, user_data: &str) {
+    let get = |path: &str| droplet.run(&format!("curl -sS --fail -m 5 http://169.254.169.254/metadata/{path}"));
+    assert_eq!(get("v1/id"), droplet.id.to_string());
+    assert_eq!(get("v1/hostname"), "droplet-1");
+    assert_eq!(get("v1/user-data"), user_data.trim_end());
+    assert_eq!(get("v1/region"), "nyc3");
+    assert_eq!(get("v1/interfaces/public/0/ipv4/address"), address);
+    assert!(get("v1/").lines().any(|name| name == "user-data"));
+    let document: Value = serde_json::from_str(&get("v1.json")).unwrap();
+    assert_eq!((&document["droplet_id"], &document["tags"]), (&json!(droplet.id), &json!(["fleet"])));
+    assert_eq!(document["user_data"], user_data);
+    assert!(
+        droplet.run("ip -br link show eth0").contains(document["interfaces"]["public"][0]["mac"].as_str().unwrap())
+    );
+    droplet.try_run("curl -sS --fail -m 5 http://169.254.169.254/metadata/v1/secrets").unwrap_err();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Docker and root: cargo xtask test"]
 async fn a_droplet_boots_runs_its_user_data_and_comes_back_after_a_power_cut() {
@@ -187,6 +210,7 @@ async fn a_droplet_boots_runs_its_user_data_and_comes_back_after_a_power_cut() {
     assert_eq!(droplet.run("stat -c %a /var/lib/cloud/instance/user-data.txt"), "600");
     assert_eq!(droplet.run("systemctl is-system-running --wait"), "running");
     let address = droplet.public_address().await;
+    assert_metadata(&droplet, &address, user_data);
     let folder = tempfile::tempdir().unwrap();
     let archive = pause_image(folder.path());
     docker(&["cp", archive.to_str().unwrap(), &format!("{}:/root/pause.tar", droplet.container)]).unwrap();
@@ -205,6 +229,7 @@ async fn a_droplet_boots_runs_its_user_data_and_comes_back_after_a_power_cut() {
     assert_eq!(droplet.run("cat /root/ran"), "ran", "per-instance modules run once");
     assert_eq!(droplet.public_address().await, address);
     assert!(droplet.run("ip -4 addr show eth0").contains(&format!("inet {address}/")));
+    assert_metadata(&droplet, &address, user_data);
     let console = droplet.control(reqwest::Method::GET, "console", Value::Null).await.1;
     assert!(console.contains("Reached target") && console.contains("Cloud-init v."), "{console}");
 
@@ -252,6 +277,10 @@ async fn a_bare_droplet_installs_packages_and_can_be_cut_off_and_found_again() {
         let (status, body) = droplet.control(reqwest::Method::POST, "network", json!({"connected": connected})).await;
         assert_eq!(status, 204, "{body}");
         assert_eq!(droplet.try_run(&reach).is_ok(), connected);
+        assert_eq!(
+            droplet.try_run("curl -sS -m 3 -o /dev/null http://169.254.169.254/metadata/v1/id").is_ok(),
+            connected
+        );
     }
     assert_eq!(droplet.public_address().await, address);
     assert!(droplet.run("hostname -I").split_whitespace().any(|own| own == address));
@@ -264,6 +293,7 @@ async fn a_bare_droplet_installs_packages_and_can_be_cut_off_and_found_again() {
         registry: None,
         packages: PackageSource::default(),
         image_cache: std::env::temp_dir(),
+        metadata: None,
     });
     let found = local_cloud::host::Host::found(&anew.await.unwrap()).await.unwrap();
     assert_eq!(found.len(), 1);
@@ -274,4 +304,5 @@ async fn a_bare_droplet_installs_packages_and_can_be_cut_off_and_found_again() {
         Command::new(env!("CARGO_BIN_EXE_local-cloud")).args(["destroy", "--stack", &stack.name]).output().unwrap();
     assert!(destroyed.status.success());
     assert_eq!(stack.leftovers(), Vec::<String>::new());
+    assert_eq!(docker(&["ps", "-aq", "--filter", &format!("label=dtma.stack={}", stack.name)]).unwrap(), "");
 }

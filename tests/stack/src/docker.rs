@@ -17,6 +17,9 @@ use crate::error::{Result, StackError};
 /// Everything a stack makes in Docker bears this label; its value is the stack's id.
 pub const STACK_LABEL: &str = "dtma.stack";
 
+/// What the local cloud's container with the metadata address bears, too. It is there as long as the stack, like its network.
+const METADATA_LABEL: &str = "dtma.metadata";
+
 /// What a command inside a droplet did.
 #[derive(Debug, Clone)]
 pub struct ExecOutput {
@@ -96,15 +99,14 @@ impl Engine {
             .ok_or_else(|| StackError::DockerAnswer(format!("network {name} has no IPv4 subnet")))
     }
 
-    /// What bears the stack's label now.
+    /// What bears the stack's label now and isn't there as long as the stack itself.
     ///
     /// # Errors
     /// When Docker can't be asked.
     pub async fn leftovers(&self, stack: &str) -> Result<Leftovers> {
-        Ok(Leftovers {
-            containers: self.containers(&format!("{STACK_LABEL}={stack}")).await?.len(),
-            volumes: self.volumes(stack).await?.len(),
-        })
+        let all = self.containers(&format!("{STACK_LABEL}={stack}")).await?.len();
+        let stays = self.containers_with(&[format!("{STACK_LABEL}={stack}"), METADATA_LABEL.to_owned()]).await?.len();
+        Ok(Leftovers { containers: all.saturating_sub(stays), volumes: self.volumes(stack).await?.len() })
     }
 
     /// Removes every container, volume and network bearing the stack's label.

@@ -127,6 +127,8 @@ pub fn pack(workspace: &Workspace, version: &str, agent: &Path, out: &Path) -> R
         ("VERSION", 0o644, format!("{version}\n").into_bytes()),
         ("dtma-agent", 0o755, program),
         ("dtma-agent.service", 0o644, read(&packaging.join("systemd/dtma-agent.service"))?),
+        ("metadata-guard", 0o755, read(&packaging.join("metadata-guard.sh"))?),
+        ("dtma-metadata-guard.service", 0o644, read(&packaging.join("systemd/dtma-metadata-guard.service"))?),
         ("dtma.conf.example", 0o644, read(&packaging.join("dtma.conf.example"))?),
         ("install.sh", 0o755, read(&packaging.join("install.sh"))?),
     ];

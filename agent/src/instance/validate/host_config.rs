@@ -153,12 +153,12 @@ impl HostConfig {
         for (at, value) in findings.list(host.get("CapAdd"), &at.key("CapAdd")) {
             let asked = value.as_str().unwrap_or_default().to_ascii_uppercase();
             let asked = asked.strip_prefix("CAP_").unwrap_or(&asked);
-            match Capability::ALL.into_iter().find(|capability| capability.as_str() == asked) {
+            match Capability::ASKABLE.into_iter().find(|capability| capability.as_str() == asked) {
                 Some(capability) => {
                     self.sandbox.capabilities.insert(capability);
                 }
                 None => {
-                    let allowed = Capability::ALL.map(Capability::as_str).join(", ");
+                    let allowed = Capability::ASKABLE.map(Capability::as_str).join(", ");
                     findings.forbid(&at, format!("is outside what may be given back: {allowed}"));
                 }
             }

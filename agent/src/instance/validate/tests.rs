@@ -2,6 +2,7 @@ use dtma_api::instance::{PullPolicy, Transport};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::instance::network::Egress;
 use crate::instance::spec::{Capability, HostPort, PortProtocol, RestartPolicy};
 
 fn body(more: Value) -> Value {
@@ -73,7 +74,7 @@ fn every_fault_is_named_at_once_with_its_place() {
             "environmentVariables": { "A B": "x", "GOOD": ["x"] },
             "resourceLimits": { "memory": "lots", "cpu": 0 },
             "volumes": [{ "name": "a.b", "path": "/proc/x" }, "nonsense"],
-            "egress": "none",
+            "egress": "allow-list",
             "baseConfigOverrideJson": { "Env": ["NOPE", 1], "WorkingDir": "relative", "Labels": { "dtma.managed": "false" } },
         }),
         &Policy::default(),
@@ -132,6 +133,7 @@ fn nothing_that_hands_over_the_host_is_let_through() {
         json!({ "CapAdd": ["SYS_ADMIN"] }),
         json!({ "CapAdd": ["ALL"] }),
         json!({ "CapAdd": ["CAP_NET_ADMIN"] }),
+        json!({ "CapAdd": ["NET_RAW"] }),
         json!({ "CapAdd": [7] }),
         json!({ "SecurityOpt": ["seccomp=unconfined"] }),
         json!({ "SecurityOpt": ["apparmor=unconfined"] }),
@@ -195,6 +197,74 @@ fn limits_are_read_in_dockers_units_and_the_newer_field_wins() {
 fn capabilities_docker_gives_anyway_may_be_asked_back() {
     let (spec, _) = host(json!({ "CapAdd": ["CAP_CHOWN", "setuid"] })).unwrap();
     assert_eq!(spec.sandbox.capabilities, [Capability::Chown, Capability::Setuid].into());
+}
+
+#[test]
+fn egress_is_open_unless_something_else_is_asked_for() {
+    let egress = |value: Value| read(json!({ "egress": value })).map(|(spec, _)| spec.network.egress);
+    for open in [json!(null), json!("open")] {
+        assert_eq!(egress(open).unwrap(), Egress::Open);
+    }
+    for none in [json!("none"), json!({ "allow": [] })] {
+        assert_eq!(egress(none).unwrap(), Egress::None);
+    }
+    let list = ["api.github.com", "API.github.com:443", "*.example.com:8443", "10.1.2.3:5432"];
+    let Egress::AllowList(list) = egress(json!({ "allow": list })).unwrap() else { panic!("a list was asked for") };
+    let list: Vec<String> = list.iter().map(ToString::to_string).collect();
+    assert_eq!(list, ["api.github.com:443", "*.example.com:8443", "10.1.2.3:5432"]);
+}
+
+#[test]
+fn an_egress_that_is_none_is_a_fault_at_its_place_and_never_taken_for_open() {
+    for (value, path) in [
+        (json!("allow-list"), "$.egress"),
+        (json!(true), "$.egress"),
+        (json!(["api.github.com"]), "$.egress"),
+        (json!({}), "$.egress.allow"),
+        (json!({ "allow": "api.github.com" }), "$.egress.allow"),
+        (json!({ "allow": [], "deny": ["a.b"] }), "$.egress.deny"),
+        (json!({ "allow": ["a.b", "https://a.b"] }), "$.egress.allow[1]"),
+        (json!({ "allow": [1] }), "$.egress.allow[0]"),
+        (json!({ "allow": vec!["a.b"; 300] }), "$.egress.allow"),
+    ] {
+        let refusal = read(json!({ "egress": value })).unwrap_err();
+        assert_eq!((paths(&refusal), refusal.forbidden), (vec![path], false), "{value}");
+    }
+    let refusal = read(json!({ "egress": "allow-list" })).unwrap_err();
+    assert!(refusal.faults[0].problem.contains(r#"{"allow": ["#), "the fault shows how it is said: {refusal:?}");
+    // The metadata service, the agent's own loopback.
+    for never in ["169.254.169.254:80", "127.0.0.1:2375", "[::1]:22"] {
+        let refusal = read(json!({ "egress": { "allow": [never] } })).unwrap_err();
+        assert_eq!((paths(&refusal), refusal.forbidden), (vec!["$.egress.allow[0]"], true), "{never}");
+    }
+}
+
+#[test]
+fn a_proxy_of_the_callers_gives_way_to_the_agents_and_the_caller_is_told() {
+    let (_, warnings) = read(json!({
+        "egress": { "allow": ["a.b"] }, "environmentVariables": { "https_proxy": "http://x", "OTHER": "1" },
+    }))
+    .unwrap();
+    let warned: Vec<&str> = warnings.iter().map(|warning| warning.path.as_str()).collect();
+    assert_eq!(warned, ["$.environmentVariables.https_proxy"]);
+    assert_eq!(read(json!({ "environmentVariables": { "https_proxy": "http://x" } })).unwrap().1, []);
+}
+
+#[test]
+fn a_group_comes_from_the_groups_deploy_and_not_from_the_body() {
+    let policy = Policy { group: Some("team".parse().unwrap()), ..Policy::default() };
+    let (spec, _) = validate(&body(json!({})), &policy).unwrap();
+    assert_eq!(spec.network.group.unwrap().as_str(), "team");
+    let (spec, warnings) = read(json!({ "group": "team" })).unwrap();
+    assert_eq!((spec.network.group, warnings.len()), (None, 1));
+}
+
+#[test]
+fn a_spec_from_before_there_was_a_choice_keeps_its_hash() {
+    let (spec, _) = read(json!({})).unwrap();
+    let written = serde_json::to_value(&spec).unwrap();
+    assert!(written.get("network").is_none(), "{written}");
+    assert_eq!(serde_json::from_value::<Spec>(written).unwrap(), spec);
 }
 
 #[test]
@@ -286,6 +356,8 @@ mod properties {
             "Binds",
             "Mounts",
             "NetworkMode",
+            "egress",
+            "allow",
         ]);
         leaf.prop_recursive(5, 48, 6, move |inner| {
             prop_oneof![

@@ -5,6 +5,7 @@
 
 mod container;
 mod images;
+mod metadata;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
@@ -22,12 +23,13 @@ use bollard::query_parameters::{
     UploadToContainerOptionsBuilder,
 };
 use futures_util::TryStreamExt;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, mpsc};
 
-use self::container::{Engine, SystemContainer, fixed_address};
+use self::container::{Engine, SystemContainer, fixed_address, link_local};
 pub use self::images::DockerImages;
+use self::metadata::{Door, METADATA_LABEL};
 use super::seed::{Seed, reachable_name_servers};
-use super::{Found, Host, HostError, Power, Record};
+use super::{Attachment, Found, Host, HostError, Power, Record};
 use crate::droplet::DropletId;
 use crate::image::{self, PackageSource};
 use crate::subnet::{AddressPool, Subnet};
@@ -56,6 +58,8 @@ pub struct DockerHostOptions {
     pub packages: PackageSource,
     /// Folder for the lock and the passing files of base-image builds.
     pub image_cache: PathBuf,
+    /// Takes the listeners at the droplets' metadata address, to be served by [`crate::metadata::serve`]. Without it nobody has that address.
+    pub metadata: Option<mpsc::UnboundedSender<std::net::TcpListener>>,
 }
 
 /// The Docker Engine of this machine.
@@ -64,6 +68,9 @@ pub struct DockerHost {
     options: DockerHostOptions,
     engine: Engine,
     addresses: Mutex<AddressPool>,
+    subnet: Subnet,
+    gateway: Ipv4Addr,
+    door: Option<Door>,
 }
 
 /// Why the Docker Engine could not be used.
@@ -112,16 +119,31 @@ impl DockerHost {
                 Some((subnet, config.gateway.as_deref().and_then(|gateway| gateway.parse().ok())))
             })
             .ok_or_else(|| looking("it has no IPv4 subnet".into()))?;
-        let taken: BTreeSet<Ipv4Addr> = gateway.into_iter().collect();
-        let host =
-            Self { docker, engine: Engine::of(&info), addresses: Mutex::new(AddressPool::new(subnet, taken)), options };
-        for found in host.found().await.map_err(|error| ConnectError::new("looking for droplets", error))? {
+        // Docker doesn't tell the one it chose itself, which is the first.
+        let gateway = gateway.unwrap_or_else(|| subnet.first());
+        let door = options.metadata.clone();
+        let door = door.map(|listeners| Door::new(&docker, &options.stack, &options.network, listeners));
+        let addresses = Mutex::new(AddressPool::new(subnet, BTreeSet::from([gateway])));
+        let host = Self { docker, engine: Engine::of(&info), addresses, subnet, gateway, door, options };
+        let found = host.found().await.map_err(|error| ConnectError::new("looking for droplets", error))?;
+        if let Some(recipe) = found.first().and_then(|found| image::find(&found.record.image)) {
+            let image = recipe.reference(&host.options.packages);
+            host.open_door(&image).await.map_err(|error| ConnectError::new("opening the metadata address", error))?;
+        }
+        for found in found {
             host.addresses.lock().await.restore(found.record.id, found.address);
         }
         Ok(host)
     }
 
-    /// Removes every container and volume of `stack`, whoever made them. Answers with how many containers there were.
+    async fn open_door(&self, image: &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        match &self.door {
+            Some(door) => door.ensure(image).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Removes every container and volume of `stack`, whoever made them. Answers with how many droplets there were.
     ///
     /// # Errors
     /// When the engine doesn't answer or refuses.
@@ -131,13 +153,13 @@ impl DockerHost {
         let label = stack_filter(stack);
         let options = ListContainersOptionsBuilder::default().all(true).filters(&label).build();
         let containers = docker.list_containers(Some(options)).await.map_err(failed)?;
-        let droplets: Vec<String> = containers
-            .into_iter()
-            .filter(|container| container.labels.as_ref().is_some_and(|labels| labels.contains_key(DROPLET_LABEL)))
-            .filter_map(|container| container.id)
-            .collect();
-        for container in &droplets {
-            tolerate(remove_container(&docker, container).await, &[404, 409]).map_err(failed)?;
+        let mut droplets = 0;
+        for container in containers {
+            let bears = |label| container.labels.as_ref().is_some_and(|labels| labels.contains_key(label));
+            droplets += usize::from(bears(DROPLET_LABEL));
+            if let Some(id) = container.id.as_deref().filter(|_| bears(DROPLET_LABEL) || bears(METADATA_LABEL)) {
+                tolerate(remove_container(&docker, id).await, &[404, 409]).map_err(failed)?;
+            }
         }
         let volumes = docker
             .list_volumes(Some(ListVolumesOptionsBuilder::default().filters(&label).build()))
@@ -149,7 +171,7 @@ impl DockerHost {
                     .map_err(failed)?;
             }
         }
-        Ok(droplets.len())
+        Ok(droplets)
     }
 
     /// The steps of [`Host::create`]; on an error the caller removes what they made.
@@ -164,6 +186,7 @@ impl DockerHost {
             let store = DockerImages::of(&self.docker);
             image::ensure(recipe, &self.options.packages, &store, &self.options.image_cache).await?.reference
         };
+        self.open_door(&image).await?;
         let labels = self.labels(record, address)?;
         let volume = self.volume_name(record.id);
         self.docker
@@ -188,13 +211,12 @@ impl DockerHost {
         let created = self.docker.create_container(Some(options), body).await?;
         let mut machine_id = [0_u8; 16];
         getrandom::fill(&mut machine_id)?;
-        let resolv_conf = tokio::fs::read_to_string("/etc/resolv.conf").await.unwrap_or_default();
         let seed = Seed {
             record,
             user_data,
             machine_id: &hex::encode(machine_id),
             registry: self.options.registry.as_deref(),
-            name_servers: &reachable_name_servers(&resolv_conf),
+            name_servers: &name_servers().await,
             control_group: self.engine.nested_control_group(&created.id),
         };
         let upload = UploadToContainerOptionsBuilder::default().path("/").build();
@@ -354,9 +376,35 @@ impl Host for DockerHost {
         Ok(format!("{boot}\n--- /var/log/cloud-init-output.log\n{output}"))
     }
 
+    async fn droplet_at(&self, address: Ipv4Addr) -> Option<DropletId> {
+        self.addresses.lock().await.holder(|own| own == address || link_local(own) == address)
+    }
+
+    async fn attachment(&self, droplet: DropletId) -> Result<Attachment, HostError> {
+        let failed = failure("looking at the attachment", droplet);
+        let name = self.container_name(droplet);
+        let container = self.docker.inspect_container(&name, None::<InspectContainerOptions>).await;
+        let container = container.map_err(|error| failed(error.into()))?;
+        let mut networks = container.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+        let endpoint = networks.remove(&self.options.network);
+        Ok(Attachment {
+            user_data: self.file(droplet, &format!("/{}", super::seed::USER_DATA)).await.map_err(failed)?,
+            address: self.address_of(droplet).await?,
+            netmask: self.subnet.mask(),
+            gateway: self.gateway,
+            mac: endpoint.and_then(|endpoint| endpoint.mac_address).unwrap_or_default(),
+            name_servers: name_servers().await,
+        })
+    }
+
     fn container_name(&self, droplet: DropletId) -> String {
         format!("dtma-{}-{droplet}", self.options.stack)
     }
+}
+
+/// Name servers a droplet's containers can reach.
+async fn name_servers() -> Vec<String> {
+    reachable_name_servers(&tokio::fs::read_to_string("/etc/resolv.conf").await.unwrap_or_default())
 }
 
 fn stack_filter(stack: &str) -> HashMap<String, Vec<String>> {

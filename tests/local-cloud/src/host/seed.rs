@@ -6,6 +6,9 @@ use serde_json::json;
 
 use super::Record;
 
+/// Where a droplet's user data lies on its disk.
+pub(super) const USER_DATA: &str = "var/lib/cloud/seed/nocloud/user-data";
+
 /// A file to be put on a droplet's disk, owned by root.
 struct SeedFile {
     path: &'static str,
@@ -53,11 +56,7 @@ impl Seed<'_> {
                 mode: 0o600,
                 contents: self.meta_data().into_bytes(),
             },
-            SeedFile {
-                path: "var/lib/cloud/seed/nocloud/user-data",
-                mode: 0o600,
-                contents: self.user_data.unwrap_or_default().as_bytes().to_vec(),
-            },
+            SeedFile { path: USER_DATA, mode: 0o600, contents: self.user_data.unwrap_or_default().as_bytes().to_vec() },
         ];
         let daemon = self.docker_daemon();
         if daemon.as_object().is_some_and(|settings| !settings.is_empty()) {

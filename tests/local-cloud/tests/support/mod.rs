@@ -14,7 +14,7 @@ use local_cloud::cloud::{Clock, Cloud, CloudOptions};
 use local_cloud::contract::Contract;
 use local_cloud::droplet::{DropletId, Lag};
 use local_cloud::gate::Gate;
-use local_cloud::host::{Found, Host, HostError, Power, Record};
+use local_cloud::host::{Attachment, Found, Host, HostError, Power, Record};
 use local_cloud::limits::Limits;
 use local_cloud::server;
 use reqwest::{Method, Response, StatusCode};
@@ -97,6 +97,14 @@ impl Host for FakeHost {
 
     async fn console(&self, droplet: DropletId) -> Result<String, HostError> {
         Ok(format!("console of {droplet}"))
+    }
+
+    async fn droplet_at(&self, address: Ipv4Addr) -> Option<DropletId> {
+        self.droplets.lock().unwrap().values().find(|found| found.address == address).map(|found| found.record.id)
+    }
+
+    async fn attachment(&self, droplet: DropletId) -> Result<Attachment, HostError> {
+        Err(HostError { operation: "attachment", droplet, source: "a droplet that is only remembered has none".into() })
     }
 
     fn container_name(&self, droplet: DropletId) -> String {

@@ -95,6 +95,7 @@ impl Bench {
             registry: None,
             packages: PackageSource::of_this_machine().await.unwrap(),
             image_cache: Workspace::find().target().join("local/image-cache"),
+            metadata: None,
         });
         let record = Record {
             id: DropletId(DROPLET.unsigned_abs()),

@@ -110,11 +110,15 @@ async fn what_is_shipped_satisfies_cloud_init_and_systemd() {
     assert_eq!(schema.exit_code, 0, "{}{}", schema.stdout, schema.stderr);
     assert!(schema.stdout.contains("Valid"), "{}", schema.stdout);
 
-    let unit = "/etc/systemd/system/dtma-agent.service";
-    let verified = bench.run(&["systemd-analyze", "verify", unit]).await;
-    assert_eq!((verified.exit_code, verified.stderr.as_str()), (0, ""), "{}", verified.stdout);
-    let rated = bench.run(&["systemd-analyze", "security", "--offline=true", "--threshold=20", unit]).await;
-    assert_eq!(rated.exit_code, 0, "the unit's exposure is above 2.0:\n{}", rated.stdout);
+    // The guard changes the kernel's rules; nothing else on the droplet is its to touch.
+    for (unit, threshold) in [("dtma-agent", "20"), ("dtma-metadata-guard", "60")] {
+        let unit = format!("/etc/systemd/system/{unit}.service");
+        let verified = bench.run(&["systemd-analyze", "verify", &unit]).await;
+        assert_eq!((verified.exit_code, verified.stderr.as_str()), (0, ""), "{}", verified.stdout);
+        let threshold = format!("--threshold={threshold}");
+        let rated = bench.run(&["systemd-analyze", "security", "--offline=true", &threshold, &unit]).await;
+        assert_eq!(rated.exit_code, 0, "{unit} is more exposed than {threshold}:\n{}", rated.stdout);
+    }
 }
 
 #[tokio::test]
@@ -122,17 +126,21 @@ async fn what_is_shipped_satisfies_cloud_init_and_systemd() {
 async fn installing_again_changes_nothing_and_removing_keeps_what_is_the_operators() {
     let bench = Bench::boot(WITH_DOCKER, Served::Agent(GOOD_AGENT)).await;
     bench.set_up().await;
-    let state = "find /opt/dtma /etc/systemd/system -printf '%p %l %m %u\\n' | sort; systemctl is-active dtma-agent";
+    let state = "find /opt/dtma /etc/systemd/system -printf '%p %l %m %u\\n' | sort; \
+                 systemctl is-active dtma-agent dtma-metadata-guard; iptables -t raw -S PREROUTING";
     let before = bench.shell(state).await;
-    let again = "mkdir /tmp/r && cp -L /opt/dtma/current/dtma-agent /etc/systemd/system/dtma-agent.service /opt/dtma/dtma.conf.example \
-                 /opt/dtma/install.sh /tmp/r && echo 9.9.9 >/tmp/r/VERSION && bash /tmp/r/install.sh";
+    let again = "mkdir /tmp/r && cp -L /opt/dtma/current/dtma-agent /etc/systemd/system/dtma-*.service /opt/dtma/dtma.conf.example \
+                 /opt/dtma/metadata-guard /opt/dtma/install.sh /tmp/r && echo 9.9.9 >/tmp/r/VERSION && bash /tmp/r/install.sh";
     assert_eq!(bench.shell(again).await, "dtma-install: version 9.9.9 is installed");
     assert_eq!(bench.shell(state).await, before);
+    assert_eq!(before.matches("-d 169.254.169.254/32 ! -i lo -j DROP").count(), 1, "{before}");
 
     bench.shell("bash /opt/dtma/install.sh --uninstall").await;
+    assert_eq!(bench.shell("find / -xdev -name 'dtma*.service' -o -xdev -path /opt/dtma").await, "");
     assert_eq!(
-        bench.shell("ls /opt/dtma /etc/systemd/system/dtma-agent.service 2>&1 | grep -c 'No such file'").await,
-        "2"
+        bench.shell("iptables -t raw -S PREROUTING").await,
+        "-P PREROUTING ACCEPT",
+        "the guard goes with the agent"
     );
     assert_eq!(
         bench.shell("systemctl is-active dtma-agent; ls /etc/dtma.conf /var/lib/dtma/seen.json").await.lines().count(),
@@ -146,6 +154,25 @@ async fn installing_again_changes_nothing_and_removing_keeps_what_is_the_operato
         2,
         "removing twice is no error"
     );
+}
+
+#[tokio::test]
+#[ignore = "needs Docker and root: cargo xtask test"]
+async fn an_installer_that_cannot_put_the_guard_in_place_says_so_and_the_guard_is_tried_until_it_is_there() {
+    let bench = Bench::boot(WITH_DOCKER, Served::Agent(GOOD_AGENT)).await;
+    bench.set_up().await;
+    let breaking = "mv /usr/sbin/iptables /usr/sbin/iptables.away && systemctl stop dtma-agent dtma-metadata-guard; \
+                    iptables.away -t raw -F PREROUTING; mkdir /tmp/r && cp -L /opt/dtma/current/dtma-agent \
+                    /etc/systemd/system/dtma-*.service /opt/dtma/dtma.conf.example /opt/dtma/metadata-guard /opt/dtma/install.sh /tmp/r; \
+                    echo 9.9.9 >/tmp/r/VERSION; timeout 20 bash /tmp/r/install.sh; echo \"status $?\"";
+    let said = bench.shell(breaking).await;
+    for expected in ["there is no iptables; install it", "dtma-metadata-guard.service did not start", "status 1"] {
+        assert!(said.contains(expected), "{said}");
+    }
+    bench.shell("mv /usr/sbin/iptables.away /usr/sbin/iptables").await;
+    let back = "for i in $(seq 100); do systemctl is-active --quiet dtma-metadata-guard && break; sleep 0.1; done; \
+                iptables -t raw -S PREROUTING | grep -c 169.254.169.254";
+    assert_eq!(bench.shell(back).await, "1");
 }
 
 /// What the droplet reports when the release behind its URL is this.
@@ -205,7 +232,7 @@ async fn an_agent_that_dies_is_reported_with_its_own_last_words() {
 #[tokio::test]
 #[ignore = "needs shellcheck: cargo xtask test"]
 async fn the_scripts_pass_shellcheck() {
-    for script in ["cloud-init/bootstrap.sh", "packaging/install.sh"] {
+    for script in ["cloud-init/bootstrap.sh", "packaging/install.sh", "packaging/metadata-guard.sh"] {
         let path = stack::Workspace::find().root().join(script);
         let checked = Command::new("shellcheck").arg(&path).output().await.expect("shellcheck is installed");
         assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));

@@ -100,12 +100,22 @@ impl SystemContainer<'_> {
     }
 }
 
-/// An endpoint that keeps its address.
+/// An endpoint that keeps its address, and has a second one from which it reaches the metadata service.
 pub(super) fn fixed_address(address: Ipv4Addr) -> EndpointSettings {
     EndpointSettings {
-        ipam_config: Some(EndpointIpamConfig { ipv4_address: Some(address.to_string()), ..Default::default() }),
+        ipam_config: Some(EndpointIpamConfig {
+            ipv4_address: Some(address.to_string()),
+            link_local_ips: Some(vec![link_local(address).to_string()]),
+            ..Default::default()
+        }),
         ..Default::default()
     }
+}
+
+/// A droplet's address on the link it shares with the metadata service. The kernel chooses it as the source of what goes there.
+pub(super) fn link_local(address: Ipv4Addr) -> Ipv4Addr {
+    let [_, _, third, fourth] = address.octets();
+    Ipv4Addr::new(169, 254, third, fourth)
 }
 
 #[cfg(test)]
