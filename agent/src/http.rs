@@ -14,6 +14,7 @@ pub mod server;
 mod table;
 pub mod tls;
 pub mod tools;
+mod validation;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -109,6 +110,7 @@ fn table<T: Table>(table: T) -> T {
     let table = metrics::routes(table);
     let table = openapi::routes(table);
     let table = tools::routes(table);
+    let table = validation::routes(table);
     let table = events::routes(table);
     mcp::routes(table)
 }

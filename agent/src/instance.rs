@@ -5,8 +5,10 @@
 pub mod intent;
 pub mod network;
 pub mod reference;
+mod shown;
 pub mod spec;
 pub mod state;
+pub mod template;
 pub mod update;
 pub mod validate;
 
@@ -18,5 +20,6 @@ pub use spec::{
     Sandbox, Spec, SpecHash, Volume,
 };
 pub use state::State;
+pub use template::Template;
 pub use update::{Course, HealthGate, LastUpdate, Update};
-pub use validate::{Policy, Present, Refusal, validate, validate_update};
+pub use validate::{Policy, Present, Refusal, Review, review, validate, validate_update};

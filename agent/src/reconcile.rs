@@ -7,6 +7,7 @@
 mod apply;
 mod desk;
 mod failure;
+mod foresee;
 mod handle;
 mod journal;
 mod observe;

@@ -296,6 +296,80 @@ async fn figures_and_metrics_are_there_for_those_who_may_see_them() {
 }
 
 #[tokio::test]
+async fn templates_are_listed_and_a_deploy_can_ask_for_one() {
+    let agent = agent();
+    let templates = agent.call("GET /mcp/templates", "").await.json();
+    let names: Vec<_> = templates["data"].as_array().unwrap().iter().map(|template| &template["name"]).collect();
+    assert_eq!(names, ["small", "standard", "large", "hardened"]);
+    let body = json!({
+        "dockerImageUrl": "registry.example/echo:1", "instanceNameOnToolbox": "echo", "accountToolInstanceId": "1", "template": "tiny",
+    });
+    let refused = agent.call("POST /tools", body.to_string()).await;
+    assert_eq!(refused.failure(), (400, "invalid_request".to_owned()));
+    assert!(refused.body.contains("small, standard, large, hardened"), "{}", refused.body);
+}
+
+#[tokio::test]
+async fn a_validation_says_everything_and_changes_nothing() {
+    let agent = agent();
+    let wrong = json!({
+        "dockerImageUrl": "Not An Image", "instanceNameOnToolbox": "echo", "accountToolInstanceId": "1", "surplus": true,
+        "baseConfigOverrideJson": { "HostConfig": { "Privileged": true } },
+    });
+    let wrong = agent.call("POST /mcp/validate", wrong.to_string()).await;
+    let found = &wrong.json()["data"];
+    assert_eq!((wrong.status, &found["valid"], &found["spec"]), (200, &json!(false), &json!(null)));
+    let errors: Vec<_> =
+        found["errors"].as_array().unwrap().iter().map(|error| (&error["path"], &error["forbidden"])).collect();
+    let privileged = json!("$.baseConfigOverrideJson.HostConfig.Privileged");
+    assert_eq!(errors, [(&json!("$.dockerImageUrl"), &json!(false)), (&privileged, &json!(true))]);
+    assert_eq!(found["warnings"][0]["path"], "$.surplus");
+
+    let right = json!({
+        "dockerImageUrl": "registry.example/echo:1", "instanceNameOnToolbox": "echo", "accountToolInstanceId": "id-of-echo",
+        "template": ["small", "hardened"], "environmentVariables": { "KEY": "hunter2" },
+    });
+    let valid = agent.call("POST /mcp/validate", right.to_string()).await;
+    assert!(!valid.body.contains("hunter2"), "{}", valid.body);
+    let found = &valid.json()["data"];
+    assert_eq!(
+        (&found["valid"], &found["errors"], &found["outlook"]["clear"]),
+        (&json!(true), &json!([]), &json!(true))
+    );
+    assert_eq!(found["spec"]["environment_variables"], json!(["KEY"]));
+    assert_eq!(
+        (&found["spec"]["limits"]["cpu"], &found["spec"]["sandbox"]["read_only_root"]),
+        (&json!(0.25), &json!(true))
+    );
+    assert_eq!(agent.call("GET /tools", "").await.json()["data"], json!([]));
+
+    assert_eq!(agent.deploy("echo", None, 80).await.status, 201);
+    let taken = agent.call("POST /mcp/validate", right.to_string()).await.json();
+    assert_eq!(
+        (&taken["data"]["outlook"]["clear"], &taken["data"]["outlook"]["name"]),
+        (&json!(false), &json!("other_spec"))
+    );
+    assert_eq!(agent.call("POST /mcp/validate", "{").await.failure(), (400, "invalid_request".to_owned()));
+    assert_eq!(
+        agent.call("POST /mcp/validate", vec![b' '; 2 << 20]).await.failure(),
+        (413, "invalid_request".to_owned())
+    );
+}
+
+#[tokio::test]
+async fn a_server_is_restarted_and_read_under_mcp_as_under_tools() {
+    let agent = agent();
+    assert_eq!(agent.deploy("echo", None, 80).await.status, 201);
+    let restarted = agent.call("POST /mcp/servers/id-of-echo/restart", "").await;
+    assert_eq!((restarted.status, &restarted.json()["data"]["state"]), (200, &json!("running")));
+    for path in ["GET /mcp/servers/echo/logs", "GET /tools/echo/logs"] {
+        let logs = agent.call(path, "").await;
+        assert_eq!((logs.status, logs.headers[header::CONTENT_TYPE].to_str().unwrap()), (200, "application/x-ndjson"));
+    }
+    assert_eq!(agent.call("POST /mcp/servers/no/restart", "").await.failure(), (404, "instance_not_found".to_owned()));
+}
+
+#[tokio::test]
 async fn a_restart_is_accepted_and_then_happens() {
     let agent = agent();
     let accepted = agent.call("POST /restart", "").await;

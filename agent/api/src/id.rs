@@ -111,6 +111,7 @@ text_id!(
     GroupId,
     "a group id",
     "2 to 128 of A-Z a-z 0-9 _ . - and begin with a letter or digit",
+    "^[A-Za-z0-9][A-Za-z0-9_.-]{1,127}$",
     |text| text.len() >= 2 && text.starts_with(|c: char| c.is_ascii_alphanumeric()) && word(text, b"_.-", 128)
 );
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::failure::Fault;
+use crate::template::TemplateNames;
 use crate::{AccountToolInstanceId, InstanceName};
 
 /// Body of `POST /tools`, for callers to build. The agent doesn't parse with this type: it reads the JSON itself, so that it can name
@@ -40,9 +41,31 @@ pub struct DeployRequest {
     /// Limits; the agent's defaults where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resource_limits: Option<ResourceLimits>,
+    /// Templates for what isn't said here; `GET /mcp/templates` lists them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<TemplateNames>,
+    /// Named volumes, kept when the container is replaced.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeRequest>,
+    /// Where it may connect to; anywhere when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Egress>,
     /// When to ask the registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_policy: Option<PullPolicy>,
+}
+
+/// Where an instance may connect to: `"open"`, `"none"`, or `{"allow": ["api.example.com:443", …]}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Egress {
+    /// Anywhere but to the metadata service and to other instances.
+    Open,
+    /// Nowhere.
+    None,
+    /// Only there, through the agent's proxy: host names, `*.` and a name for all below it, or addresses, each with a port (443 when
+    /// absent).
+    Allow(Vec<String>),
 }
 
 /// Body of `PUT /tools/{ref}`: that of a deploy, which need not say again whose it is, and what the new version has to show.
@@ -78,6 +101,27 @@ pub struct HealthGate {
     pub successes: Option<u32>,
 }
 
+impl DeployRequest {
+    /// A container that is no MCP server, with everything else as the agent decides it.
+    pub fn new(image: &str, name: InstanceName, id: AccountToolInstanceId) -> Self {
+        Self {
+            docker_image_url: image.to_owned(),
+            instance_name_on_toolbox: name,
+            account_tool_instance_id: id,
+            base_config_override_json: None,
+            mcp_transport_type: None,
+            mcp_endpoint_path: None,
+            mcp_port: None,
+            environment_variables: BTreeMap::new(),
+            resource_limits: None,
+            template: None,
+            volumes: Vec::new(),
+            egress: None,
+            pull_policy: None,
+        }
+    }
+}
+
 /// What an MCP server speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -101,6 +145,15 @@ pub struct ResourceLimits {
     /// Cores, fractions allowed: `0.5`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<f64>,
+}
+
+/// A named volume, owned by the instance and kept when its container is replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeRequest {
+    /// Name within the instance: 1 to 64 of `A-Z a-z 0-9 _ -`, beginning with a letter or digit.
+    pub name: String,
+    /// Absolute path in the container.
+    pub path: String,
 }
 
 /// When an image is pulled.

@@ -15,7 +15,9 @@ pub mod instance;
 pub mod output;
 pub mod pin;
 pub mod status;
+pub mod template;
 pub mod token;
+pub mod validation;
 
 pub use failure::Failure;
 pub use id::{AccountToolInstanceId, AgentId, EnvironmentId, GroupId, InstanceName, InvalidId};

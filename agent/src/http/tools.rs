@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use self::failures::{not_found, rejected};
 use self::params::{Named, Parameters};
-pub(super) use self::routes::routes;
+pub(super) use self::routes::{MAX_BODY, routes};
 use super::App;
 use super::error::ApiError;
 use crate::instance::{Policy, Present, Refusal, validate, validate_update};
@@ -90,12 +90,13 @@ async fn update(
     Ok((status, Json(DeployAnswer { success: true, message, data })))
 }
 
-fn policy(app: &App) -> Policy {
+/// What this agent's operator decides about deploys.
+pub(super) fn policy(app: &App) -> Policy {
     Policy { agent_port: app.parts().port, ..Policy::default() }
 }
 
 /// A request's body as JSON.
-fn json(body: Result<Bytes, BytesRejection>) -> Result<Value, ApiError> {
+pub(super) fn json(body: Result<Bytes, BytesRejection>) -> Result<Value, ApiError> {
     let body = body.map_err(|rejection| ApiError::new(rejection.status(), "invalid_request", rejection.body_text()))?;
     serde_json::from_slice(&body).map_err(|error| {
         // Said without the text around the fault, which may hold a secret.

@@ -23,6 +23,7 @@ use self::host_config::HostConfig;
 pub use self::update::{Present, validate_update};
 use super::network::Network;
 use super::spec::{Environment, ImageReference, McpServer, Process, Spec, Volume};
+use super::template::{Defaults, Template};
 
 /// What isn't in a deploy's body: what the operator decides, and the group it is part of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +51,25 @@ pub struct Refusal {
     pub forbidden: bool,
 }
 
+/// Everything there is to say of a deploy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Review {
+    /// What it comes to, when nothing is wrong.
+    pub spec: Option<Spec>,
+    /// Everything that is wrong, forbidden options included.
+    pub faults: Vec<Fault>,
+    /// Those of them that are forbidden options.
+    pub forbidden: Vec<Fault>,
+    /// What was changed or ignored.
+    pub warnings: Vec<Fault>,
+}
+
+impl From<Review> for Refusal {
+    fn from(review: Review) -> Self {
+        Self { forbidden: !review.forbidden.is_empty(), faults: review.faults }
+    }
+}
+
 /// Longest path of an MCP endpoint.
 const MAX_ENDPOINT_PATH: usize = 1024;
 /// Longest environment variable: the kernel takes no argument longer than 128 KiB.
@@ -62,11 +82,18 @@ const DEFAULT_MCP_PORT: u16 = 8080;
 /// # Errors
 /// When anything in it is invalid or forbidden; every such thing is named.
 pub fn validate(body: &Value, policy: &Policy) -> Result<(Spec, Vec<Fault>), Refusal> {
+    let mut review = review(body, policy);
+    let spec = review.spec.take();
+    spec.map(|spec| (spec, std::mem::take(&mut review.warnings))).ok_or_else(|| review.into())
+}
+
+/// The same, with the warnings also where something is wrong.
+pub fn review(body: &Value, policy: &Policy) -> Review {
     let mut findings = Findings::default();
     let root = At::root();
     let Some(body) = body.as_object() else {
         findings.fault(&root, "must be a JSON object");
-        return Err(findings.refusal());
+        return findings.review(None);
     };
     let name: Option<InstanceName> = required_text(body, "instanceNameOnToolbox", &mut findings);
     if name.as_ref().is_some_and(|name| name.as_str() == "status") {
@@ -90,7 +117,10 @@ pub fn validate(body: &Value, policy: &Policy) -> Result<(Spec, Vec<Fault>), Ref
     };
     let (mut process, labels) = container_config(base, &base_at, &mut findings);
     environment_variables(body, &mut process.environment, &mut findings);
-    let mut host = HostConfig::read(base, &base_at, policy, &mut findings);
+    let mut defaults = templates(body, &mut findings);
+    // A volume is asked for, a template's memory in its place isn't.
+    defaults.sandbox.tmpfs.retain(|path, _| volumes.iter().all(|volume| &volume.path != path));
+    let mut host = HostConfig::read(base, &base_at, defaults, policy, &mut findings);
     host.apply_resource_limits(body, &mut findings);
     let egress = network::egress(body, &mut findings);
     network::warn_of_proxy_variables(&egress, &process.environment, &mut findings);
@@ -116,9 +146,9 @@ pub fn validate(body: &Value, policy: &Policy) -> Result<(Spec, Vec<Fault>), Ref
                 network: Network { egress, group: policy.group.clone() },
                 mcp,
             };
-            Ok((spec, findings.into_warnings()))
+            findings.review(Some(spec))
         }
-        _ => Err(findings.refusal()),
+        _ => findings.review(None),
     }
 }
 
@@ -148,6 +178,31 @@ fn pull_policy(body: &Map<String, Value>, findings: &mut Findings) -> PullPolicy
             PullPolicy::default()
         }),
     }
+}
+
+/// What the templates asked for make of the defaults.
+fn templates(body: &Map<String, Value>, findings: &mut Findings) -> Defaults {
+    let mut defaults = Defaults::default();
+    let at = At::root().key("template");
+    let named = match body.get("template") {
+        Some(one @ Value::String(text)) if !text.is_empty() => vec![(at, one)],
+        Some(Value::String(_)) | None => Vec::new(),
+        several => findings.list(several, &at),
+    };
+    let mut kinds = Vec::new();
+    for (at, name) in named {
+        let Some(template) = name.as_str().and_then(Template::named) else {
+            let known = Template::ALL.map(Template::name).join(", ");
+            findings.fault(&at, format!("is not a template of this agent; it has {known}"));
+            continue;
+        };
+        if kinds.contains(&template.kind()) {
+            findings.fault(&at, "is of the same kind as another template of this deploy");
+        }
+        kinds.push(template.kind());
+        template.apply(&mut defaults);
+    }
+    defaults
 }
 
 fn mcp(body: &Map<String, Value>, findings: &mut Findings) -> Option<McpServer> {
@@ -360,7 +415,7 @@ fn add_variable(environment: &mut Environment, name: &str, value: &str, at: &At,
 /// What the contract has and this version hasn't.
 fn not_built(body: &Map<String, Value>, findings: &mut Findings) {
     let root = At::root();
-    for key in ["secrets", "secretsFrom", "requiredOAuthProviders", "template"] {
+    for key in ["secrets", "secretsFrom", "requiredOAuthProviders"] {
         if body.get(key).is_some_and(|value| !is_nothing(value)) {
             findings.fault(&root.key(key), "is not supported by this version of the agent");
         }

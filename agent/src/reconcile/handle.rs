@@ -34,7 +34,7 @@ const NOTICE: Duration = Duration::from_secs(1);
 /// The instances of this host. Cheap to clone.
 #[derive(Clone)]
 pub struct Instances {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// What became of a deploy.

@@ -2,6 +2,7 @@
 
 mod deaths;
 mod fake;
+mod foreseen;
 mod properties;
 mod rivals;
 mod updates;

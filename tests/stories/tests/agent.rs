@@ -13,18 +13,9 @@ use stories::{Scene, Story, assert_contract_kept, until, until_all_run};
 const SOON: Duration = Duration::from_secs(60);
 
 fn mcp_server(scene: &Scene, name: &str) -> Result<DeployRequest, Box<dyn std::error::Error>> {
-    Ok(DeployRequest {
-        docker_image_url: scene.stack.mcp_image(),
-        instance_name_on_toolbox: name.parse::<InstanceName>()?,
-        account_tool_instance_id: format!("id-of-{name}").parse::<AccountToolInstanceId>()?,
-        base_config_override_json: None,
-        mcp_transport_type: Some(Transport::Http),
-        mcp_endpoint_path: None,
-        mcp_port: None,
-        environment_variables: std::collections::BTreeMap::new(),
-        resource_limits: None,
-        pull_policy: None,
-    })
+    let id = format!("id-of-{name}").parse::<AccountToolInstanceId>()?;
+    let request = DeployRequest::new(&scene.stack.mcp_image(), name.parse::<InstanceName>()?, id);
+    Ok(DeployRequest { mcp_transport_type: Some(Transport::Http), ..request })
 }
 
 async fn assert_adds(scene: &Scene, name: &str) -> Story {

@@ -10,7 +10,7 @@ use super::super::table::{CHANGING, Failing, NAMED, Operation, RUNNING, Table};
 use super::{deploy, list, logs, remove, restart, show, start, stop, update};
 
 /// Largest body of a deploy.
-const MAX_BODY: usize = 1024 * 1024;
+pub(in crate::http) const MAX_BODY: usize = 1024 * 1024;
 
 /// What is wrong with a deploy's body.
 pub(in crate::http) const NOT_VALID: [Failing; 3] = [
@@ -53,30 +53,36 @@ pub(in crate::http) fn routes<T: Table>(table: T) -> T {
                 "It is stopped; if it was already, the message says so.",
             )
         })
-        .post("/tools/{ref}/restart", restart, || {
-            bringing("Stops an instance's server and starts it anew", "It runs again.").fails(&RUNNING)
-        })
-        .get("/tools/{ref}/logs", logs::logs, || {
-            Operation::new("What an instance's server wrote")
-                .count("tail", "How many of the last lines; 1000 without `since`, otherwise all.")
-                .time("since", "Only lines written then or later.")
-                .flag("follow", false, "Go on with what is written from now on, as server-sent events.")
-                .flag("timestamps", true, "Say when each line was written.")
-                .lists::<OutputLine>(
-                    200,
-                    "One line of JSON for each line of output; a `BrokenOff` at the end where it broke off.",
-                )
-                .streams::<OutputLine>(
-                    200,
-                    "With `follow`: one event for each line; an event `error` with a `BrokenOff` where it broke off.",
-                )
-                .fails(&NAMED)
-                .fails(&[
-                    (409, "busy", "its container was just removed; try again"),
-                    (500, "docker_failed", "the Docker Engine could not read the log"),
-                    (503, "docker_unavailable", "the Docker Engine does not answer"),
-                ])
-        })
+        .post("/tools/{ref}/restart", restart, restarting)
+        .post("/mcp/servers/{ref}/restart", restart, restarting)
+        .get("/tools/{ref}/logs", logs::logs, output)
+        .get("/mcp/servers/{ref}/logs", logs::logs, output)
+}
+
+fn restarting() -> Operation {
+    bringing("Stops an instance's server and starts it anew", "It runs again.").fails(&RUNNING)
+}
+
+fn output() -> Operation {
+    Operation::new("What an instance's server wrote")
+        .count("tail", "How many of the last lines; 1000 without `since`, otherwise all.")
+        .time("since", "Only lines written then or later.")
+        .flag("follow", false, "Go on with what is written from now on, as server-sent events.")
+        .flag("timestamps", true, "Say when each line was written.")
+        .lists::<OutputLine>(
+            200,
+            "One line of JSON for each line of output; a `BrokenOff` at the end where it broke off.",
+        )
+        .streams::<OutputLine>(
+            200,
+            "With `follow`: one event for each line; an event `error` with a `BrokenOff` where it broke off.",
+        )
+        .fails(&NAMED)
+        .fails(&[
+            (409, "busy", "its container was just removed; try again"),
+            (500, "docker_failed", "the Docker Engine could not read the log"),
+            (503, "docker_unavailable", "the Docker Engine does not answer"),
+        ])
 }
 
 fn bringing(summary: &'static str, reached: &'static str) -> Operation {

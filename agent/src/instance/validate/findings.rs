@@ -5,7 +5,8 @@ use std::fmt;
 use dtma_api::failure::Fault;
 use serde_json::{Map, Value};
 
-use super::Refusal;
+use super::Review;
+use crate::instance::Spec;
 
 /// Faults, and warnings, told of at most. Nobody reads more, and a body of nothing but faults would make an answer many times its size.
 const MOST_TOLD: usize = 100;
@@ -54,7 +55,8 @@ pub(super) fn is_nothing(value: &Value) -> bool {
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     faults: Told,
-    forbidden: bool,
+    /// Those of the faults that are forbidden options.
+    forbidden: Told,
     warnings: Told,
 }
 
@@ -89,7 +91,8 @@ impl Findings {
     }
 
     pub(super) fn forbid(&mut self, at: &At, problem: impl Into<String>) {
-        self.forbidden = true;
+        let problem = problem.into();
+        self.forbidden.add(at, problem.clone());
         self.fault(at, problem);
     }
 
@@ -101,12 +104,10 @@ impl Findings {
         self.faults.first.is_empty()
     }
 
-    pub(super) fn into_warnings(self) -> Vec<Fault> {
-        self.warnings.list()
-    }
-
-    pub(super) fn refusal(self) -> Refusal {
-        Refusal { faults: self.faults.list(), forbidden: self.forbidden }
+    /// Everything found, and the spec where nothing is wrong.
+    pub(super) fn review(self, spec: Option<Spec>) -> Review {
+        let forbidden = self.forbidden.first;
+        Review { spec, faults: self.faults.list(), forbidden, warnings: self.warnings.list() }
     }
 
     /// A text that may be absent.

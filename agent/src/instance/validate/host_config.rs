@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use super::findings::{At, Findings, is_nothing};
 use super::{MOUNT_PATH_RULE, Policy, is_mount_path};
 use crate::instance::spec::{Capability, HostPort, Limits, Port, PortProtocol, RestartPolicy, Sandbox};
+use crate::instance::template::Defaults;
 
 /// What of a `HostConfig` becomes part of a spec.
 pub(super) struct HostConfig {
@@ -69,13 +70,16 @@ const READ: [&str; 17] = [
 ];
 
 impl HostConfig {
-    pub(super) fn read(base: &Map<String, Value>, at: &At, policy: &Policy, findings: &mut Findings) -> Self {
-        let mut read = Self {
-            ports: Vec::new(),
-            limits: Limits::default(),
-            restart: RestartPolicy::default(),
-            sandbox: Sandbox::default(),
-        };
+    /// What is not said stays as `defaults` have it.
+    pub(super) fn read(
+        base: &Map<String, Value>,
+        at: &At,
+        defaults: Defaults,
+        policy: &Policy,
+        findings: &mut Findings,
+    ) -> Self {
+        let Defaults { limits, sandbox } = defaults;
+        let mut read = Self { ports: Vec::new(), limits, restart: RestartPolicy::default(), sandbox };
         let at = at.key("HostConfig");
         let host = match base.get("HostConfig") {
             None | Some(Value::Null) => return read,

@@ -194,6 +194,53 @@ fn limits_are_read_in_dockers_units_and_the_newer_field_wins() {
 }
 
 #[test]
+fn a_template_is_what_the_request_does_not_say() {
+    let (spec, warnings) = read(json!({ "template": ["small", "hardened"] })).unwrap();
+    assert_eq!(warnings, []);
+    assert_eq!((spec.limits.memory_bytes, spec.limits.nano_cpus, spec.limits.pids), (128 << 20, 250_000_000, 64));
+    assert!(spec.sandbox.read_only_root && spec.sandbox.tmpfs.contains_key("/tmp"));
+    let (spec, _) = read(json!({
+        "template": ["hardened", "small"],
+        "resourceLimits": { "cpu": 0.5 },
+        "volumes": [{ "name": "scratch", "path": "/tmp" }],
+        "baseConfigOverrideJson": { "HostConfig": { "Memory": "256m", "ReadonlyRootfs": false, "Tmpfs": { "/run": "" } } },
+    }))
+    .unwrap();
+    assert_eq!((spec.limits.memory_bytes, spec.limits.nano_cpus, spec.limits.pids), (256 << 20, 500_000_000, 64));
+    assert!(!spec.sandbox.read_only_root);
+    assert_eq!(spec.sandbox.tmpfs.keys().collect::<Vec<_>>(), ["/run"]);
+    for nothing in [json!(null), json!(""), json!([]), json!("standard")] {
+        assert_eq!(read(json!({ "template": nothing })).unwrap().0, read(json!({})).unwrap().0);
+    }
+}
+
+#[test]
+fn a_template_that_is_none_is_a_fault_naming_those_there_are() {
+    let refusal = read(json!({ "template": "huge" })).unwrap_err();
+    let known = "is not a template of this agent; it has small, standard, large, hardened";
+    assert_eq!((refusal.faults[0].path.as_str(), refusal.faults[0].problem.as_str()), ("$.template", known));
+    assert_eq!(
+        paths(&read(json!({ "template": ["small", 7, "large"] })).unwrap_err()),
+        ["$.template[1]", "$.template[2]"]
+    );
+    assert_eq!(paths(&read(json!({ "template": { "name": "small" } })).unwrap_err()), ["$.template"]);
+}
+
+#[test]
+fn a_review_also_warns_where_something_is_wrong_and_says_what_is_forbidden() {
+    let review = review(
+        &body(
+            json!({ "mcpPort": 0, "unknown": 1, "baseConfigOverrideJson": { "HostConfig": { "Privileged": true } } }),
+        ),
+        &Policy::default(),
+    );
+    let paths = |faults: &[Fault]| faults.iter().map(|fault| fault.path.clone()).collect::<Vec<_>>();
+    assert_eq!(paths(&review.faults), ["$.mcpPort", "$.baseConfigOverrideJson.HostConfig.Privileged"]);
+    assert_eq!(paths(&review.forbidden), ["$.baseConfigOverrideJson.HostConfig.Privileged"]);
+    assert_eq!((paths(&review.warnings), review.spec), (vec!["$.unknown".to_owned()], None));
+}
+
+#[test]
 fn capabilities_docker_gives_anyway_may_be_asked_back() {
     let (spec, _) = host(json!({ "CapAdd": ["CAP_CHOWN", "setuid"] })).unwrap();
     assert_eq!(spec.sandbox.capabilities, [Capability::Chown, Capability::Setuid].into());

@@ -29,7 +29,7 @@ pub fn validate_update(
     let mut findings = Findings::default();
     let Some(body) = body.as_object() else {
         findings.fault(&At::root(), "must be a JSON object");
-        return Err(findings.refusal());
+        return Err(findings.review(None).into());
     };
     let gate = health_gate(body, &mut findings);
     let mut deploy = body.clone();
@@ -51,9 +51,9 @@ pub fn validate_update(
     }
     match (validate(&Value::Object(deploy), policy), findings.is_sound()) {
         (Ok((spec, warnings)), true) => Ok((spec, gate, warnings)),
-        (Ok(_), false) => Err(findings.refusal()),
+        (Ok(_), false) => Err(findings.review(None).into()),
         (Err(mut refusal), _) => {
-            refusal.faults.extend(findings.refusal().faults);
+            refusal.faults.extend(findings.review(None).faults);
             Err(refusal)
         }
     }

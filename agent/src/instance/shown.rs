@@ -1,0 +1,101 @@
+//! Specs and templates in the wire's words. Values of environment variables stay behind: callers are told not to put secrets there, and do.
+
+use dtma_api::instance::{Egress as EgressView, VolumeRequest};
+use dtma_api::template::{LimitsView, SandboxView, TemplateKind, TemplateView};
+use dtma_api::validation::{McpView, PublishedPort, SpecView};
+
+use super::network::Egress;
+use super::spec::{HostPort, Limits, RestartPolicy, Sandbox, Spec};
+use super::template::{Defaults, Template};
+
+impl Spec {
+    /// The spec for callers.
+    pub fn view(&self) -> SpecView {
+        // Named one by one, so that nothing is added to a spec without a thought for what callers are shown.
+        let Self {
+            name,
+            account_tool_instance_id,
+            image,
+            pull_policy,
+            process,
+            labels,
+            ports,
+            publish_on,
+            volumes,
+            limits,
+            restart,
+            sandbox,
+            network,
+            mcp,
+        } = self;
+        let ports = ports.iter().map(|port| PublishedPort {
+            ip: publish_on.to_string(),
+            private_port: port.container,
+            public_port: match port.host {
+                HostPort::Exactly(number) => Some(number),
+                HostPort::Any => None,
+            },
+            protocol: port.protocol.as_str().to_owned(),
+        });
+        let volume = |volume: &super::Volume| VolumeRequest { name: volume.name.clone(), path: volume.path.clone() };
+        SpecView {
+            instance_name_on_toolbox: name.clone(),
+            account_tool_instance_id: account_tool_instance_id.clone(),
+            image: image.to_string(),
+            pull_policy: *pull_policy,
+            mcp: mcp.as_ref().map(|mcp| McpView { transport: mcp.transport, port: mcp.port, path: mcp.path.clone() }),
+            environment_variables: process.environment.0.keys().cloned().collect(),
+            entrypoint: process.entrypoint.clone(),
+            command: process.command.clone(),
+            working_dir: process.working_dir.clone(),
+            user: process.user.clone(),
+            labels: labels.clone(),
+            ports: ports.collect(),
+            volumes: volumes.iter().map(volume).collect(),
+            limits: limits_view(*limits),
+            restart_policy: match restart {
+                RestartPolicy::UnlessStopped => "unless-stopped".to_owned(),
+                RestartPolicy::OnFailure { max_retries: 0 } => "on-failure".to_owned(),
+                RestartPolicy::OnFailure { max_retries } => format!("on-failure:{max_retries}"),
+                RestartPolicy::Never => "no".to_owned(),
+            },
+            sandbox: sandbox_view(sandbox),
+            egress: match &network.egress {
+                Egress::Open => EgressView::Open,
+                Egress::None => EgressView::None,
+                Egress::AllowList(list) => EgressView::Allow(list.iter().map(ToString::to_string).collect()),
+            },
+        }
+    }
+}
+
+impl Template {
+    /// The template for callers.
+    pub fn view(self) -> TemplateView {
+        let mut defaults = Defaults::default();
+        self.apply(&mut defaults);
+        let Defaults { limits, sandbox } = defaults;
+        let kind = self.kind();
+        TemplateView {
+            name: self.name().to_owned(),
+            kind,
+            description: self.purpose().to_owned(),
+            limits: (kind == TemplateKind::Resources).then(|| limits_view(limits)),
+            sandbox: (kind == TemplateKind::Hardening).then(|| sandbox_view(&sandbox)),
+        }
+    }
+}
+
+#[allow(clippy::cast_precision_loss)] // billionths of at most a thousand cores
+fn limits_view(limits: Limits) -> LimitsView {
+    LimitsView { memory_bytes: limits.memory_bytes, cpu: limits.nano_cpus as f64 / 1e9, pids: limits.pids }
+}
+
+fn sandbox_view(sandbox: &Sandbox) -> SandboxView {
+    SandboxView {
+        read_only_root: sandbox.read_only_root,
+        tmpfs: sandbox.tmpfs.clone(),
+        capabilities: sandbox.capabilities.iter().map(|capability| capability.as_str().to_owned()).collect(),
+        shm_bytes: sandbox.shm_bytes,
+    }
+}
