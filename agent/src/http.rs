@@ -4,6 +4,7 @@ pub mod callers;
 pub mod error;
 pub mod events;
 pub mod frame;
+mod groups;
 mod health;
 mod host;
 mod mcp;
@@ -111,6 +112,7 @@ fn table<T: Table>(table: T) -> T {
     let table = openapi::routes(table);
     let table = tools::routes(table);
     let table = validation::routes(table);
+    let table = groups::routes(table);
     let table = events::routes(table);
     mcp::routes(table)
 }

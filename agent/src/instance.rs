@@ -2,6 +2,7 @@
 //!
 //! Owns validation, intent and the state machine. Must not do I/O or read a clock.
 
+pub mod batch;
 pub mod intent;
 pub mod network;
 pub mod reference;
@@ -12,6 +13,7 @@ pub mod template;
 pub mod update;
 pub mod validate;
 
+pub use batch::{Batch, BatchId};
 pub use intent::{Departure, DeploymentId, Failure, FailureKind, Intent};
 pub use network::{Destination, Egress, Network};
 pub use reference::{Reference, Unresolved};
@@ -22,4 +24,4 @@ pub use spec::{
 pub use state::State;
 pub use template::Template;
 pub use update::{Course, HealthGate, LastUpdate, Update};
-pub use validate::{Policy, Present, Refusal, Review, review, validate, validate_update};
+pub use validate::{GroupPlan, Policy, Present, Refusal, Review, review, validate, validate_group, validate_update};

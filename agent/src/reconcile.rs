@@ -5,6 +5,7 @@
 //! is status.
 
 mod apply;
+mod batch;
 mod desk;
 mod failure;
 mod foresee;
@@ -25,7 +26,9 @@ use async_trait::async_trait;
 use dtma_api::InstanceName;
 use dtma_api::instance::Transport;
 
-pub use handle::{Deployment, Instances, NoUpstream, Rejection, Removal, Settled};
+pub use handle::{
+    Deployment, GroupDeployment, GroupRemoval, Instances, Members, NoUpstream, Rejection, Removal, Settled,
+};
 pub use run::{Parts, start};
 pub use status::{EngineStatus, PassReport, Snapshot};
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::failure::Fault;
 use crate::template::TemplateNames;
-use crate::{AccountToolInstanceId, InstanceName};
+use crate::{AccountToolInstanceId, GroupId, InstanceName};
 
 /// Body of `POST /tools`, for callers to build. The agent doesn't parse with this type: it reads the JSON itself, so that it can name
 /// every fault at once.
@@ -274,7 +274,7 @@ pub struct InstanceView {
     /// What the server itself speaks.
     pub transport: Option<Transport>,
     /// The group it was deployed in.
-    pub group_id: Option<String>,
+    pub group_id: Option<GroupId>,
     /// How the last `PUT /tools/{ref}` ended; none when there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_update: Option<UpdateView>,

@@ -8,6 +8,7 @@ pub mod bootstrap;
 pub mod enrolment;
 pub mod environment;
 pub mod failure;
+pub mod group;
 pub mod heartbeat;
 pub mod host;
 pub mod id;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::failure::Fault;
 use crate::instance::{Egress, PullPolicy, Transport, VolumeRequest};
 use crate::template::{LimitsView, SandboxView};
-use crate::{AccountToolInstanceId, InstanceName};
+use crate::{AccountToolInstanceId, GroupId, InstanceName};
 
 /// Answer of `POST /mcp/validate`, also when the deploy is not valid.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -81,6 +81,8 @@ pub struct SpecView {
     pub restart_policy: String,
     /// How it is shut in.
     pub sandbox: SandboxView,
+    /// The group it is part of.
+    pub group_id: Option<GroupId>,
     /// Where it may connect to.
     pub egress: Egress,
 }

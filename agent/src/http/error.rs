@@ -26,6 +26,11 @@ impl ApiError {
         &self.failure.code
     }
 
+    /// Its body, to be told among others.
+    pub fn into_failure(self) -> Failure {
+        self.failure
+    }
+
     /// The same with `details`.
     pub fn with_details(mut self, details: Value) -> Self {
         self.failure.details = Some(details);

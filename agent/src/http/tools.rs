@@ -1,10 +1,10 @@
 //! `/tools`: deploys, lifecycle calls, lists and logs. What is wrong with a request is answered here; what goes wrong with an instance
 //! is mapped in [`failures`].
 
-mod failures;
+pub(super) mod failures;
 mod logs;
 pub(super) mod params;
-mod routes;
+pub(super) mod routes;
 
 use axum::Json;
 use axum::extract::State;
@@ -76,7 +76,10 @@ async fn update(
     let known = instances.get(&name).ok_or_else(|| not_found(&name))?;
     let id = known.account_tool_instance_id.ok_or_else(|| not_found(&name))?;
     let present = Present { name: &name, account_tool_instance_id: &id };
-    let (spec, gate, warnings) = validate_update(&json(body)?, present, &policy(&app)).map_err(refused)?;
+    // An update leaves it where it is.
+    let (group, shared_network) = instances.membership(&name);
+    let policy = Policy { group, shared_network, ..policy(&app) };
+    let (spec, gate, warnings) = validate_update(&json(body)?, present, &policy).map_err(refused)?;
     let updated = instances.update(spec, gate, wait).await.map_err(rejected)?;
     let (status, message) = match (updated.settled, updated.already) {
         (false, _) => (
@@ -162,7 +165,7 @@ async fn remove(
 }
 
 /// A deploy that isn't accepted, with everything that is wrong with it.
-fn refused(refusal: Refusal) -> ApiError {
+pub(super) fn refused(refusal: Refusal) -> ApiError {
     if refusal.forbidden {
         let error = "the deploy asks for options that would give the container the host; details names each";
         return ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "forbidden_option", error)

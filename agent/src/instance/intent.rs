@@ -1,5 +1,6 @@
 //! What callers want of an instance, and why it could not be had. This is what the ledger keeps.
 
+use dtma_api::InstanceName;
 use serde::{Deserialize, Serialize};
 
 /// One accepted deploy, unique for all time: what it made bears it, so that undoing it touches nothing older.
@@ -27,6 +28,9 @@ pub enum Departure {
     Asked {
         /// Its named volumes go too.
         volumes: bool,
+        /// Seconds its server is given to end by itself; the agent's own patience when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        grace_seconds: Option<u32>,
     },
     /// Its first deploy failed, so that all it made is taken back.
     Undone(Failure),
@@ -70,6 +74,11 @@ pub enum FailureKind {
     },
     /// It runs and doesn't answer as an MCP server.
     NotAnswering,
+    /// Another member of its group could not be had, and it is not to be there without.
+    MemberFailed {
+        /// Which.
+        member: InstanceName,
+    },
     /// The disk is full.
     NoSpace,
     /// Docker failed.

@@ -26,6 +26,7 @@ impl Spec {
             restart,
             sandbox,
             network,
+            group,
             mcp,
         } = self;
         let ports = ports.iter().map(|port| PublishedPort {
@@ -60,6 +61,7 @@ impl Spec {
                 RestartPolicy::Never => "no".to_owned(),
             },
             sandbox: sandbox_view(sandbox),
+            group_id: group.clone(),
             egress: match &network.egress {
                 Egress::Open => EgressView::Open,
                 Egress::None => EgressView::None,

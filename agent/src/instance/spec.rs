@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use dtma_api::instance::{PullPolicy, Transport};
-use dtma_api::{AccountToolInstanceId, InstanceName};
+use dtma_api::{AccountToolInstanceId, GroupId, InstanceName};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -42,6 +42,9 @@ pub struct Spec {
     /// What it may reach. Left out where it is the usual, so that specs from before there was a choice keep their hash.
     #[serde(default, skip_serializing_if = "Network::is_default")]
     pub network: Network,
+    /// The group it was deployed in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupId>,
     /// How it is reached, when it is an MCP server.
     pub mcp: Option<McpServer>,
 }
@@ -400,6 +403,7 @@ pub(crate) mod examples {
             restart: RestartPolicy::UnlessStopped,
             sandbox: Sandbox::default(),
             network: Network::default(),
+            group: None,
             mcp: None,
         }
     }

@@ -7,6 +7,7 @@
 //! broken.
 
 mod findings;
+mod group;
 mod host_config;
 mod network;
 mod update;
@@ -19,6 +20,7 @@ use dtma_api::{AccountToolInstanceId, GroupId, InstanceName, failure::Fault};
 use serde_json::{Map, Value};
 
 use self::findings::{At, Findings, is_nothing};
+pub use self::group::{GroupPlan, validate_group};
 use self::host_config::HostConfig;
 pub use self::update::{Present, validate_update};
 use super::network::Network;
@@ -32,18 +34,25 @@ pub struct Policy {
     pub agent_port: u16,
     /// Address published ports are bound to.
     pub publish_on: IpAddr,
-    /// The group whose members are to reach each other, this one included. No body says so by itself: a group's deploy does.
+    /// The group it is part of. No body says so by itself: a group's deploy does.
     pub group: Option<GroupId>,
+    /// The group's members reach each other.
+    pub shared_network: bool,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { agent_port: dtma_api::AGENT_PORT, publish_on: Ipv4Addr::LOCALHOST.into(), group: None }
+        Self {
+            agent_port: dtma_api::AGENT_PORT,
+            publish_on: Ipv4Addr::LOCALHOST.into(),
+            group: None,
+            shared_network: false,
+        }
     }
 }
 
 /// Why a deploy isn't accepted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Refusal {
     /// Everything that is wrong, forbidden options included.
     pub faults: Vec<Fault>,
@@ -143,7 +152,8 @@ pub fn review(body: &Value, policy: &Policy) -> Review {
                 limits: host.limits,
                 restart: host.restart,
                 sandbox: host.sandbox,
-                network: Network { egress, group: policy.group.clone() },
+                network: Network { egress, group: policy.group.clone().filter(|_| policy.shared_network) },
+                group: policy.group.clone(),
                 mcp,
             };
             findings.review(Some(spec))

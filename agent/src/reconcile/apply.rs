@@ -8,6 +8,7 @@ use tokio::task::JoinError;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::batch::{self, AtWork};
 use super::handle::with_entry;
 use super::plan::{self, Goal, Job, Step, Subject};
 use super::run::{Loop, Underway};
@@ -28,6 +29,12 @@ impl Loop {
         let contents = desk.contents().clone();
         let now = Instant::now();
         let mut jobs = Vec::new();
+        let mut at_work = AtWork::default();
+        for (name, entry) in &contents.entries {
+            if self.tracks.get(name).is_some_and(|track| track.job.is_some()) {
+                at_work.count(entry);
+            }
+        }
         for (name, entry) in &contents.entries {
             let track = self.tracks.entry(name.clone()).or_default();
             let ticket = desk.ticket(name);
@@ -39,7 +46,7 @@ impl Loop {
                 }
                 continue;
             }
-            if track.unsure {
+            if track.unsure || at_work.holds_up(entry, &contents) {
                 continue;
             }
             if ticket > track.settled {
@@ -62,6 +69,7 @@ impl Loop {
             match plan::plan(&subject, now.into_std()) {
                 Some(job) => {
                     track.adjusted |= job.steps.contains(&Step::Adjust);
+                    at_work.count(entry);
                     jobs.push((Arc::clone(entry), job, ticket));
                 }
                 None => track.settled = ticket,
@@ -260,7 +268,8 @@ impl Loop {
         self.shared.journal.write(&name, "failed", failure.message.clone());
         if underway.job.goal == Goal::Running && !entry.proven {
             // Its first deploy: all it made is taken back, and the caller is answered when that is done.
-            self.note_entry(&name, |entry| entry.intent = Intent::Remove(Departure::Undone(failure))).await;
+            let undone = name.clone();
+            self.note(move |contents| *contents = batch::undo(contents, &undone, failure)).await;
             return self.look_again(&name, true);
         }
         if underway.job.goal == Goal::Updated {

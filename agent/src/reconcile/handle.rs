@@ -1,6 +1,7 @@
 //! The handle through which everything else asks: it writes intent, wakes the loop, and waits for what the loop publishes.
 
 mod accept;
+mod group;
 mod update;
 
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use dtma_api::heartbeat::ToolStatus;
 use dtma_api::instance::{InstanceEvent, InstanceView};
-use dtma_api::{AccountToolInstanceId, InstanceName};
+use dtma_api::{AccountToolInstanceId, GroupId, InstanceName};
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use jiff::Timestamp;
@@ -30,6 +31,8 @@ const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// How long past its own patience a caller is let wait until the loop has taken notice, so that what was accepted can be found by the
 /// caller's next request.
 const NOTICE: Duration = Duration::from_secs(1);
+
+pub use self::group::{GroupDeployment, GroupRemoval, Members};
 
 /// The instances of this host. Cheap to clone.
 #[derive(Clone)]
@@ -93,6 +96,9 @@ pub enum Rejection {
         /// Who has it, as in [`crate::instance::FailureKind::PortConflict`].
         holder: String,
     },
+    /// Nobody is a member of this group.
+    #[error("there is no group called {0}")]
+    NoGroup(GroupId),
     /// Something that excludes this is going on.
     #[error("the instance {0} is being removed; try again when it is gone")]
     BeingRemoved(InstanceName),
@@ -211,6 +217,11 @@ impl Instances {
         reference::resolve(text, all).cloned()
     }
 
+    /// The group the instance is part of, and whether its members reach each other.
+    pub fn membership(&self, name: &InstanceName) -> (Option<GroupId>, bool) {
+        self.snapshot().known.get(name).map(|known| known.membership.clone()).unwrap_or_default()
+    }
+
     /// Where the instance's MCP endpoint is.
     ///
     /// # Errors
@@ -263,23 +274,11 @@ impl Instances {
         let deadline = Instant::now() + wait;
         self.engine_answers().await?;
         let name = spec.name.clone();
-        let entry = Entry {
-            spec_hash: spec.hash(),
-            deployment: DeploymentId(uuid::Uuid::new_v4()),
-            intent: Intent::Run,
-            proven: false,
-            image_digest: None,
-            accepted_at: Timestamp::now(),
-            update: None,
-            last_update: None,
-            spec,
-        };
-        let entry = Arc::new(entry);
-        let pending = status::Facts::accepted(&entry);
+        let entry = Arc::new(new_entry(spec));
         let (shared, asked) = (Arc::clone(&self.shared), name.clone());
         let accepted = self
             .record(move |desk| {
-                let accepted = accept::deploy(desk, entry)?;
+                let accepted = accept::deploy(desk, &entry)?;
                 if accepted.created {
                     // Before the desk is left, and with it before the loop begins the work that the next events tell of.
                     shared.journal.write(&asked, "accepted", "the deploy was accepted");
@@ -287,18 +286,27 @@ impl Instances {
                 Ok(accepted)
             })
             .await?;
-        match self.outcome(&name, accepted.ticket, deadline).await {
-            Some(Outcome::Here { state: State::Stopped | State::Removing, .. }) if accepted.created => {
-                Err(Rejection::Superseded(name))
+        self.deployed(&name, accepted, deadline).await
+    }
+
+    /// Waits for what becomes of an accepted deploy.
+    async fn deployed(
+        &self,
+        name: &InstanceName,
+        accepted: accept::Accepted,
+        deadline: Instant,
+    ) -> Result<Deployment, Rejection> {
+        let accept::Accepted { ticket, created, pending } = accepted;
+        match self.outcome(name, ticket, deadline).await {
+            Some(Outcome::Here { state: State::Stopped | State::Removing, .. }) if created => {
+                Err(Rejection::Superseded(name.clone()))
             }
-            Some(Outcome::Here { view, .. }) => {
-                Ok(Deployment { view: *view, created: accepted.created, settled: true })
-            }
+            Some(Outcome::Here { view, .. }) => Ok(Deployment { view: *view, created, settled: true }),
             Some(Outcome::Gone(Some(failure))) => Err(Rejection::Failed(failure)),
-            Some(Outcome::Gone(None)) => Err(Rejection::Superseded(name)),
+            Some(Outcome::Gone(None)) => Err(Rejection::Superseded(name.clone())),
             None => {
-                let view = self.get(&name).unwrap_or(pending);
-                Ok(Deployment { view, created: accepted.created, settled: false })
+                let view = self.get(name).unwrap_or(*pending);
+                Ok(Deployment { view, created, settled: false })
             }
         }
     }
@@ -355,9 +363,10 @@ impl Instances {
             .record(move |desk| {
                 let entry = desk.contents().entries.get(&asked).ok_or_else(|| Rejection::NotFound(asked.clone()))?;
                 let intent = match &entry.intent {
-                    Intent::Run | Intent::Stop => Intent::Remove(Departure::Asked { volumes }),
-                    Intent::Remove(Departure::Asked { volumes: already }) => {
-                        Intent::Remove(Departure::Asked { volumes: volumes || *already })
+                    Intent::Run | Intent::Stop => Intent::Remove(Departure::Asked { volumes, grace_seconds: None }),
+                    Intent::Remove(Departure::Asked { volumes: already, grace_seconds }) => {
+                        let grace_seconds = *grace_seconds;
+                        Intent::Remove(Departure::Asked { volumes: volumes || *already, grace_seconds })
                     }
                     undone @ Intent::Remove(Departure::Undone(_)) => undone.clone(),
                 };
@@ -475,6 +484,22 @@ fn found(snapshot: &Snapshot, name: &InstanceName, ticket: u64) -> Option<Outcom
         Some(departed) => Some(Outcome::Gone(departed.failure.clone())),
         // Whoever has the name now came after it.
         None => here.map(|_| Outcome::Gone(None)),
+    }
+}
+
+/// A promise that has just been made.
+fn new_entry(spec: Spec) -> Entry {
+    Entry {
+        spec_hash: spec.hash(),
+        deployment: DeploymentId(uuid::Uuid::new_v4()),
+        intent: Intent::Run,
+        proven: false,
+        image_digest: None,
+        accepted_at: Timestamp::now(),
+        batch: None,
+        update: None,
+        last_update: None,
+        spec,
     }
 }
 

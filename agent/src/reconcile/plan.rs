@@ -278,11 +278,11 @@ fn remove(subject: &Subject<'_>, departure: &Departure) -> Job {
         steps.push(Step::Discard(current.id.clone()));
     }
     match departure {
-        Departure::Asked { volumes: true } => {
+        Departure::Asked { volumes: true, .. } => {
             steps.push(Step::RemoveVolumes(Volumes::OfInstance(entry.spec.name.clone())));
         }
         // What only a version had that never came to serve isn't kept.
-        Departure::Asked { volumes: false } => steps.extend(entry.update.as_deref().and_then(volumes_of)),
+        Departure::Asked { volumes: false, .. } => steps.extend(entry.update.as_deref().and_then(volumes_of)),
         Departure::Undone(_) if entry.spec.volumes.is_empty() => {}
         Departure::Undone(_) => steps.push(Step::RemoveVolumes(Volumes::OfDeployment(entry.deployment))),
     }

@@ -66,6 +66,7 @@ impl Loop {
                     container: container.map(|container| container.id.clone()),
                     upstream,
                     mcp: entry.spec.mcp.is_some(),
+                    membership: (entry.spec.group.clone(), entry.spec.network.group.is_some()),
                     last_update: entry.last_update.clone(),
                     state,
                 },

@@ -89,6 +89,7 @@ async fn entry(
         proven,
         image_digest: None,
         accepted_at: now,
+        batch: None,
         update: None,
         last_update: None,
         spec,

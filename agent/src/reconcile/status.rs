@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dtma_api::heartbeat::{RuntimeDetails, ToolStatus};
 use dtma_api::instance::{Health, InstallationStatus, InstanceView, UpdateOutcome, UpdateView};
-use dtma_api::{AccountToolInstanceId, InstanceName};
+use dtma_api::{AccountToolInstanceId, GroupId, InstanceName};
 use jiff::Timestamp;
 
 use super::Upstream;
@@ -69,6 +69,8 @@ pub(super) struct Known {
     pub(super) container: Option<ContainerId>,
     pub(super) upstream: Option<Upstream>,
     pub(super) mcp: bool,
+    /// The group it is part of, and whether its members reach each other.
+    pub(super) membership: (Option<GroupId>, bool),
     /// How the last update ended.
     pub(super) last_update: Option<LastUpdate>,
 }
@@ -143,7 +145,7 @@ impl Facts<'_> {
             started_at,
             mcp_url: spec.mcp.as_ref().map(|_| format!("/tools/{}/mcp", spec.name)),
             transport: spec.mcp.as_ref().map(|mcp| mcp.transport),
-            group_id: None,
+            group_id: spec.group.clone(),
             last_update: self.entry.last_update.as_ref().map(shown_update),
             error,
         }

@@ -3,6 +3,7 @@
 mod deaths;
 mod fake;
 mod foreseen;
+mod groups;
 mod properties;
 mod rivals;
 mod updates;

@@ -17,7 +17,7 @@ use super::plan::{Edition, Goal, Job, Step};
 use super::status::upstream;
 use super::{Prober, Timing, Upstream};
 use crate::engine::{Condition, Container, ContainerId, EngineError, Exit, LogOptions, exact_ports};
-use crate::instance::{Failure, FailureKind, HealthGate, RestartPolicy, Spec, State};
+use crate::instance::{Departure, Failure, FailureKind, HealthGate, Intent, RestartPolicy, Spec, State};
 use crate::store::ledger::{Entry, Version};
 
 /// How many lines of a failed server's output go into the failure.
@@ -135,7 +135,7 @@ impl Work {
 
     async fn step(&self, step: &Step, container: &mut Option<ContainerId>, progress: &mut Reached) -> Result<(), Stop> {
         let engine = &self.shared.engine;
-        let grace = self.timing.stop_grace_seconds;
+        let grace = self.grace();
         match (step, &*container) {
             (Step::Fetch, _) => {
                 progress.image_digest = self.fetch().await?;
@@ -206,6 +206,14 @@ impl Work {
         match result {
             Ok(()) => Ok(()),
             Err(error) => Err(self.explain(&error).await),
+        }
+    }
+
+    /// Seconds a server is given to end by itself.
+    fn grace(&self) -> u32 {
+        match &self.entry.intent {
+            Intent::Remove(Departure::Asked { grace_seconds: Some(seconds), .. }) => *seconds,
+            Intent::Run | Intent::Stop | Intent::Remove(_) => self.timing.stop_grace_seconds,
         }
     }
 

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::instance::{Course, DeploymentId, Failure, Intent, LastUpdate, Spec, SpecHash, Update};
+use crate::instance::{Batch, Course, DeploymentId, Failure, Intent, LastUpdate, Spec, SpecHash, Update};
 use crate::store::durable;
 
 /// Version of the file's format.
@@ -38,6 +38,9 @@ pub struct Entry {
     pub image_digest: Option<String>,
     /// When the deploy was accepted.
     pub accepted_at: Timestamp,
+    /// Those it was deployed together with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<Batch>,
     /// The version being tried, while there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update: Option<Box<Update>>,
@@ -305,6 +308,7 @@ mod tests {
                 proven: true,
                 image_digest: None,
                 accepted_at: Timestamp::UNIX_EPOCH,
+                batch: None,
                 update: None,
                 last_update: None,
                 spec,

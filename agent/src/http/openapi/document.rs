@@ -22,7 +22,9 @@ Unknown query parameters and unknown fields are ignored.
 `{ref}` is an instance's name, its `account_tool_instance_id`, or its container's id: whole, or a unique beginning of at least twelve \
 characters.";
 
-const PATH_PARAMETERS: [(&str, &str); 2] = [
+const PATH_PARAMETERS: [(&str, &str); 4] = [
+    ("id", "The group's id, as it was chosen when it was deployed."),
+    ("groupId", "The group's id, as it was chosen when it was deployed."),
     (
         "ref",
         "The instance: its name, its `account_tool_instance_id`, or its container's id (whole, or a unique beginning of at least twelve characters).",

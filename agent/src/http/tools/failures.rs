@@ -14,11 +14,12 @@ pub(super) fn not_found(name: &InstanceName) -> ApiError {
 }
 
 /// The answer to a request that was not carried out.
-pub(super) fn rejected(rejection: Rejection) -> ApiError {
+pub(in crate::http) fn rejected(rejection: Rejection) -> ApiError {
     let message = rejection.to_string();
     let conflict = |code| ApiError::new(StatusCode::CONFLICT, code, message.clone());
     match rejection {
         Rejection::NotFound(name) => not_found(&name),
+        Rejection::NoGroup(_) => ApiError::new(StatusCode::NOT_FOUND, "group_not_found", message.clone()),
         Rejection::Exists(name) => {
             let details = json!({ "instance_name_on_toolbox": name, "update_with": format!("PUT /tools/{name}") });
             conflict("instance_exists").with_details(details)
@@ -77,6 +78,9 @@ fn failed(failure: Failure) -> ApiError {
             answer(unprocessable, "exited").with_details(json!({ "exit_code": code, "log": log }))
         }
         FailureKind::NotAnswering => answer(unprocessable, "not_answering").with_details(json!({ "log": log })),
+        FailureKind::MemberFailed { member } => {
+            answer(StatusCode::CONFLICT, "member_failed").with_details(json!({ "instance_name_on_toolbox": member }))
+        }
         FailureKind::NoSpace => answer(StatusCode::INSUFFICIENT_STORAGE, "no_space"),
         FailureKind::EngineFailed => {
             let error = "the Docker Engine failed; GET /tools/{ref}/events has what it said";

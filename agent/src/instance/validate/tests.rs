@@ -299,7 +299,7 @@ fn a_proxy_of_the_callers_gives_way_to_the_agents_and_the_caller_is_told() {
 
 #[test]
 fn a_group_comes_from_the_groups_deploy_and_not_from_the_body() {
-    let policy = Policy { group: Some("team".parse().unwrap()), ..Policy::default() };
+    let policy = Policy { group: Some("team".parse().unwrap()), shared_network: true, ..Policy::default() };
     let (spec, _) = validate(&body(json!({})), &policy).unwrap();
     assert_eq!(spec.network.group.unwrap().as_str(), "team");
     let (spec, warnings) = read(json!({ "group": "team" })).unwrap();

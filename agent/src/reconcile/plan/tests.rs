@@ -17,6 +17,7 @@ fn entry(intent: Intent, proven: bool) -> Entry {
         proven,
         image_digest: None,
         accepted_at: Timestamp::UNIX_EPOCH,
+        batch: None,
         update: None,
         last_update: None,
         spec,
@@ -136,7 +137,7 @@ fn undoing_a_deploy_takes_back_only_the_volumes_it_made() {
     undone.spec.volumes.push(crate::instance::Volume { name: "data".into(), path: "/data".into() });
     let planned = steps(&subject(&undone, &[container("a", running())]));
     assert_eq!(planned, [discard("a"), Step::RemoveVolumes(Volumes::OfDeployment(undone.deployment))]);
-    let asked = entry(Intent::Remove(Departure::Asked { volumes: true }), true);
+    let asked = entry(Intent::Remove(Departure::Asked { volumes: true, grace_seconds: None }), true);
     let planned = steps(&subject(&asked, &[container("a", running())]));
     let all = Step::RemoveVolumes(Volumes::OfInstance(asked.spec.name.clone()));
     assert_eq!(planned, [Step::Stop, discard("a"), all]);
@@ -195,8 +196,8 @@ fn any_intent() -> impl Strategy<Value = Intent> {
     prop::sample::select(vec![
         Intent::Run,
         Intent::Stop,
-        Intent::Remove(Departure::Asked { volumes: false }),
-        Intent::Remove(Departure::Asked { volumes: true }),
+        Intent::Remove(Departure::Asked { volumes: false, grace_seconds: None }),
+        Intent::Remove(Departure::Asked { volumes: true, grace_seconds: None }),
         Intent::Remove(Departure::Undone(failure)),
     ])
 }

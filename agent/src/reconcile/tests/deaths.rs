@@ -2,6 +2,7 @@
 
 use futures_util::future::BoxFuture;
 
+use super::groups::plan;
 use super::*;
 use crate::instance::HealthGate;
 
@@ -22,7 +23,7 @@ struct Story {
     volumes: usize,
 }
 
-const STORIES: [Story; 6] = [
+const STORIES: [Story; 8] = [
     Story {
         before: &[],
         act: |instances| async move { drop(instances.deploy(with_volume("one"), WAIT).await) }.boxed(),
@@ -71,6 +72,26 @@ const STORIES: [Story; 6] = [
         prepare: |engine| engine.manner_of_image("registry.example/server:2", Manner::Exits),
         after: &[("one", "running")],
         volumes: 1,
+    },
+    Story {
+        before: &[],
+        act: |instances| {
+            async move { drop(instances.deploy_group(plan(&["one", "two"], &["two", "one"], true), WAIT).await) }
+                .boxed()
+        },
+        prepare: |_| {},
+        after: &[("one", "running"), ("two", "running")],
+        volumes: 2,
+    },
+    Story {
+        before: &[],
+        act: |instances| {
+            async move { drop(instances.deploy_group(plan(&["one:2", "two"], &["two", "one"], true), WAIT).await) }
+                .boxed()
+        },
+        prepare: |engine| engine.manner_of_image("registry.example/server:2", Manner::Exits),
+        after: &[],
+        volumes: 0,
     },
 ];
 
