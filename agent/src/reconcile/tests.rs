@@ -3,6 +3,7 @@
 mod deaths;
 mod fake;
 mod foreseen;
+mod networks;
 mod properties;
 mod rivals;
 mod updates;

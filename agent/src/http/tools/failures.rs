@@ -78,6 +78,7 @@ fn failed(failure: Failure) -> ApiError {
         }
         FailureKind::NotAnswering => answer(unprocessable, "not_answering").with_details(json!({ "log": log })),
         FailureKind::NoSpace => answer(StatusCode::INSUFFICIENT_STORAGE, "no_space"),
+        FailureKind::EgressUnavailable => answer(StatusCode::SERVICE_UNAVAILABLE, "egress_unavailable"),
         FailureKind::EngineFailed => {
             let error = "the Docker Engine failed; GET /tools/{ref}/events has what it said";
             ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "docker_failed", error)
