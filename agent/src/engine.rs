@@ -5,16 +5,19 @@
 
 pub mod docker;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use async_trait::async_trait;
-use dtma_api::InstanceName;
 use dtma_api::instance::{PortView, Progress};
 pub use dtma_api::output::OutputStream as LogStream;
+use dtma_api::{GroupId, InstanceName};
 use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 
-use crate::instance::{DeploymentId, HostPort, ImageReference, Limits, PortProtocol, RestartPolicy, Spec, SpecHash};
+use crate::instance::{
+    DeploymentId, Egress, HostPort, ImageReference, Limits, PortProtocol, RestartPolicy, Spec, SpecHash,
+};
 
 /// What the agent asks of a container engine. Every verb is safe to repeat, except `create`, which answers
 /// [`EngineError::NameTaken`] the second time. All act on containers of this agent only.
@@ -39,7 +42,8 @@ pub trait Engine: Send + Sync + 'static {
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<(), EngineError>;
 
-    /// Makes the container called `name`, not started. Volumes and the network it needs are made on the way.
+    /// Makes the container called `name`, not started. Volumes and the networks it needs are made on the way. Dying in between
+    /// may leave a container that isn't on all of them: see [`Container::links`].
     async fn create(&self, name: &str, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError>;
 
     /// Gives it another name; [`EngineError::NameTaken`] when another container has it.
@@ -60,11 +64,15 @@ pub trait Engine: Send + Sync + 'static {
     /// Answers when its process next ends, with its exit code; however soon the engine starts it again.
     async fn next_exit(&self, id: &ContainerId) -> Result<i64, EngineError>;
 
-    /// Removes it by force, its anonymous volumes and network endpoints with it. Removing an absent container is a success.
+    /// Removes it by force, its anonymous volumes and network endpoints with it, and its group's network if it was the last one there.
+    /// Removing an absent container is a success.
     async fn remove(&self, id: &ContainerId) -> Result<(), EngineError>;
 
     /// Removes named volumes.
     async fn remove_volumes(&self, which: &Volumes) -> Result<(), EngineError>;
+
+    /// The host's address on the network of instances whose egress is a list, which is made if it isn't there.
+    async fn egress_gateway(&self) -> Result<IpAddr, EngineError>;
 
     /// Name of the container, anybody's, that publishes this port on the host; `None` when none does.
     async fn port_holder(&self, port: u16, protocol: PortProtocol) -> Result<Option<String>, EngineError>;
@@ -127,6 +135,40 @@ pub struct Container {
     pub ports: Vec<PortView>,
     /// Its address on the agent's network, while it runs.
     pub address: Option<IpAddr>,
+    /// An address that is its own for as long as it exists, whether it runs or not; those whose egress is a list have one.
+    pub own_address: Option<IpAddr>,
+    /// The agent's networks it is on, those left out that somebody has removed.
+    pub links: BTreeSet<Link>,
+}
+
+/// One of the agent's networks.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Link {
+    /// The one that leads out.
+    Open,
+    /// The one that leads nowhere.
+    Closed,
+    /// The one on which only the agent's proxy leads out.
+    Listed,
+    /// The one a group's members reach each other on.
+    Group(GroupId),
+}
+
+impl Link {
+    /// The one of an instance by what it may reach; on it the agent reaches the instance.
+    pub fn of_egress(egress: &Egress) -> Self {
+        match egress {
+            Egress::Open => Self::Open,
+            Egress::None => Self::Closed,
+            Egress::AllowList(_) => Self::Listed,
+        }
+    }
+
+    /// All that an instance's container has to be on, and no others.
+    pub fn all_of(spec: &Spec) -> BTreeSet<Self> {
+        let group = spec.network.group.clone().map(Self::Group);
+        std::iter::once(Self::of_egress(&spec.network.egress)).chain(group).collect()
+    }
 }
 
 /// What can be changed about a container while it is there, and so has to be looked after.
@@ -240,6 +282,12 @@ pub enum EngineError {
     /// There is no such container.
     #[error("the container is gone: {operation}")]
     ContainerGone {
+        /// What it was asked.
+        operation: &'static str,
+    },
+    /// One of the container's networks is gone, so it can't be started any more.
+    #[error("a network of the container is gone: {operation}")]
+    NetworkGone {
         /// What it was asked.
         operation: &'static str,
     },

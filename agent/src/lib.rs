@@ -1,11 +1,13 @@
 //! The agent: runs MCP server containers on one droplet and hands out one authenticated endpoint for each.
 //!
 //! `main` wires what is here together and decides nothing. `http` parses, calls and maps errors; `reconcile` is the only one to change
-//! containers; `store` is the only one to write files; `engine` is the only one to speak to Docker; `backend` is the only one to speak
+//! containers; `store` is the only one to write files; `engine` is the only one to speak to Docker; `egress` is the only way out for
+//! instances whose egress is a list; `backend` is the only one to speak
 //! to whoever sent us; `config` is the only one to read the environment.
 
 pub mod backend;
 pub mod config;
+pub mod egress;
 pub mod engine;
 pub mod http;
 pub mod instance;

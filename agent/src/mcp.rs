@@ -13,6 +13,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 pub use probe::HttpProber;
+pub(crate) use proxy::drop_hop_by_hop;
 pub use proxy::{Forwarding, Obstacle, Proxy};
 
 /// A container is on this host: a connection is made at once or not at all.

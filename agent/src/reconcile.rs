@@ -15,6 +15,7 @@ mod observe;
 mod plan;
 mod publish;
 mod recover;
+mod residents;
 mod run;
 mod status;
 mod work;

@@ -44,6 +44,8 @@ pub struct Checks {
     pub ledger_writable: bool,
     /// It has a token of its own, or reports to nobody on purpose.
     pub enrolled: bool,
+    /// Instances whose egress is a list have their way out, or there are none.
+    pub egress: bool,
 }
 
 /// `details` of a `not_ready`.

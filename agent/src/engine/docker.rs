@@ -7,6 +7,7 @@ mod network;
 mod read;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,7 +24,8 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::{Mutex, RwLock};
 
 use self::errors::{is_missing, sort, sort_pull};
-use super::{Container, ContainerId, Engine, EngineError, Image, LogLine, LogOptions, Volumes};
+use self::network::Networks;
+use super::{Container, ContainerId, Engine, EngineError, Image, Link, LogLine, LogOptions, Volumes};
 use crate::instance::{DeploymentId, ImageReference, PortProtocol, Spec};
 
 /// How long Docker may take to begin its answer. Starting a container on a busy disk is the slowest.
@@ -43,8 +45,12 @@ pub struct DockerEngine {
     address: Address,
     scope: String,
     session: RwLock<Option<Docker>>,
-    /// The agent's network is known to be there.
-    network_ready: Mutex<bool>,
+    /// The agent's networks, as last seen.
+    networks: Mutex<Networks>,
+    /// Held while one is made.
+    making: Mutex<()>,
+    /// Read-held while a container is made that is to be on one, held alone while one is removed.
+    creating: RwLock<()>,
 }
 
 #[derive(Debug, Clone)]
@@ -70,7 +76,14 @@ impl DockerEngine {
             Some(("tcp" | "http", host)) if !host.is_empty() => Address::Http(format!("http://{host}")),
             Some(_) | None => return Err(InvalidDockerHost(text.to_owned())),
         };
-        Ok(Self { address, scope: "main".to_owned(), session: RwLock::new(None), network_ready: Mutex::new(false) })
+        Ok(Self {
+            address,
+            scope: "main".to_owned(),
+            session: RwLock::new(None),
+            networks: Mutex::default(),
+            making: Mutex::default(),
+            creating: RwLock::default(),
+        })
     }
 
     /// The same engine for an agent of its own: it sees and touches only what it made under the same `scope`, and its network is its own.
@@ -133,15 +146,17 @@ fn versioned(mut request: BollardRequest, major: usize, minor: usize) -> Bollard
 #[async_trait]
 impl Engine for DockerEngine {
     async fn version(&self) -> Result<String, EngineError> {
-        *self.network_ready.lock().await = false;
-        self.agree().await.map(|(_, version)| version)
+        self.forget_networks().await;
+        let (docker, version) = self.agree().await?;
+        self.look_at_networks(&docker).await?;
+        self.remove_empty_groups(&docker).await;
+        Ok(version)
     }
 
     async fn list(&self) -> Result<Vec<Container>, EngineError> {
         let docker = self.docker().await?;
-        let filters = HashMap::from([("label".to_owned(), self.our_labels())]);
-        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
-        let found = docker.list_containers(Some(options)).await.map_err(|error| sort("list containers", error))?;
+        self.look_at_networks(&docker).await?;
+        let found = self.our_containers(&docker).await?;
         // The list says neither when a container started nor how often it was restarted.
         stream::iter(found.into_iter().filter_map(|summary| summary.id).map(ContainerId))
             .map(|id| async move { self.inspect(&id).await })
@@ -154,7 +169,7 @@ impl Engine for DockerEngine {
     async fn inspect(&self, id: &ContainerId) -> Result<Option<Container>, EngineError> {
         let docker = self.docker().await?;
         match docker.inspect_container(id.as_str(), None::<InspectContainerOptions>).await {
-            Ok(answer) => Ok(Some(read::container(answer, &make::network_name(&self.scope)))),
+            Ok(answer) => Ok(Some(read::container(answer, &self.scope, &*self.networks.lock().await))),
             Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(sort("inspect a container", error)),
         }
@@ -198,12 +213,27 @@ impl Engine for DockerEngine {
 
     async fn create(&self, name: &str, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError> {
         let docker = self.docker().await?;
-        self.ensure_network(&docker).await?;
+        let link = Link::of_egress(&spec.network.egress);
+        // Alone, where it is given an address: so that nobody else is given the same.
+        let (_alone, _with_others) = match link {
+            Link::Listed => (Some(self.creating.write().await), None),
+            Link::Open | Link::Closed | Link::Group(_) => (None, Some(self.creating.read().await)),
+        };
+        let net = self.network(&docker, &link).await?;
+        let place = match link {
+            Link::Listed => {
+                make::Place { address: Some(self.free_address(&docker, &net, *deployment).await?), proxy: net.gateway }
+            }
+            Link::Open | Link::Closed | Link::Group(_) => make::Place::default(),
+        };
         let options = CreateContainerOptionsBuilder::new().name(name).build();
-        let body = make::container(spec, *deployment, &self.scope);
-        let create = || docker.create_container(Some(options.clone()), body.clone());
-        match self.on_network(&docker, create).await? {
-            Ok(answer) => Ok(ContainerId(answer.id)),
+        let body = make::container(spec, *deployment, &self.scope, place);
+        match docker.create_container(Some(options), body).await {
+            Ok(answer) => {
+                let id = ContainerId(answer.id);
+                self.join_group(&docker, &id, spec).await?;
+                Ok(id)
+            }
             Err(error) => {
                 let missing = is_missing(&error);
                 let error = sort("create the container", error);
@@ -219,8 +249,7 @@ impl Engine for DockerEngine {
 
     async fn start(&self, id: &ContainerId) -> Result<(), EngineError> {
         let docker = self.docker().await?;
-        let start = || docker.start_container(id.as_str(), None::<StartContainerOptions>);
-        match self.on_network(&docker, start).await? {
+        match docker.start_container(id.as_str(), None::<StartContainerOptions>).await {
             Ok(()) => Ok(()),
             Err(error) if errors::is_paused(&error) => {
                 let woken = docker.unpause_container(id.as_str()).await;
@@ -255,8 +284,8 @@ impl Engine for DockerEngine {
         let grace = i32::try_from(grace_seconds).unwrap_or(i32::MAX);
         let options = RestartContainerOptionsBuilder::new().t(grace).build();
         let docker = self.docker().await?;
-        let restart = || docker.restart_container(id.as_str(), Some(options.clone()));
-        self.on_network(&docker, restart).await?.map_err(|error| sort("restart the container", error))
+        let answer = docker.restart_container(id.as_str(), Some(options)).await;
+        answer.map_err(|error| sort("restart the container", error))
     }
 
     async fn next_exit(&self, id: &ContainerId) -> Result<i64, EngineError> {
@@ -275,11 +304,14 @@ impl Engine for DockerEngine {
 
     async fn remove(&self, id: &ContainerId) -> Result<(), EngineError> {
         let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
-        match self.docker().await?.remove_container(id.as_str(), Some(options)).await {
-            Ok(()) => Ok(()),
-            Err(error) if is_missing(&error) || errors::is_being_removed(&error) => Ok(()),
-            Err(error) => Err(sort("remove the container", error)),
+        let docker = self.docker().await?;
+        match docker.remove_container(id.as_str(), Some(options)).await {
+            Ok(()) => {}
+            Err(error) if is_missing(&error) || errors::is_being_removed(&error) => {}
+            Err(error) => return Err(sort("remove the container", error)),
         }
+        self.remove_empty_groups(&docker).await;
+        Ok(())
     }
 
     async fn remove_volumes(&self, which: &Volumes) -> Result<(), EngineError> {
@@ -299,6 +331,16 @@ impl Engine for DockerEngine {
             }
         }
         Ok(())
+    }
+
+    async fn egress_gateway(&self) -> Result<IpAddr, EngineError> {
+        const OPERATION: &str = "make the network for allow-lists";
+        let net = self.network(&self.docker().await?, &Link::Listed).await?;
+        let gateway = net.gateway.ok_or_else(|| EngineError::Failed {
+            operation: OPERATION,
+            message: "the network has no gateway address".to_owned(),
+        })?;
+        Ok(gateway.into())
     }
 
     async fn port_holder(&self, port: u16, protocol: PortProtocol) -> Result<Option<String>, EngineError> {

@@ -22,6 +22,7 @@ use super::error::ApiError;
 use super::frame::Caller;
 use super::table::{Access, Content, Operation, Table};
 use crate::backend::LinkState;
+use crate::egress::EgressState;
 use crate::reconcile::Snapshot;
 
 pub(super) fn routes<T: Table>(table: T) -> T {
@@ -77,10 +78,15 @@ async fn ready(State(app): State<App>) -> Result<Json<Ready>, ApiError> {
             None => "the agent has not enrolled yet".to_owned(),
         });
     }
+    let egress = parts.instances.egress().state();
+    if let EgressState::Closed { problem } = &egress {
+        reasons.push(format!("instances whose egress is a list reach nothing: {problem}"));
+    }
     let checks = Checks {
         docker_reachable: engine.reachable,
         ledger_writable: ledger.is_ok(),
         enrolled: !matches!(link, LinkState::Enrolling { .. }),
+        egress: !matches!(egress, EgressState::Closed { .. }),
     };
     if reasons.is_empty() {
         return Ok(Json(Ready { success: true, ready: true, checks }));

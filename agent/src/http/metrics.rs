@@ -81,6 +81,25 @@ fn exposition(app: &App) -> String {
     for ((state, health), count) in counts {
         page.sample("dtma_instances", &[("state", &state), ("health", &health)], f64::from(count));
     }
+    let egress = parts.instances.egress().figures();
+    page.one(
+        "dtma_egress_connections_open",
+        "gauge",
+        "Connections of instances to the egress proxy",
+        &[],
+        egress.open as f64,
+    );
+    page.family("dtma_egress_requests_total", "counter", "Requests to the egress proxy, by what became of them");
+    for (outcome, count) in [("permitted", egress.permitted), ("refused", egress.refused), ("failed", egress.failed)] {
+        page.sample("dtma_egress_requests_total", &[("outcome", outcome)], count as f64);
+    }
+    page.one(
+        "dtma_egress_connections_turned_away_total",
+        "counter",
+        "Connections to the egress proxy closed for being too many",
+        &[],
+        egress.turned_away as f64,
+    );
     page.family("dtma_instance_restarts_total", "counter", "Restarts of an instance's container");
     for view in &snapshot.instances {
         let name = [("instance", view.instance_name_on_toolbox.as_str())];

@@ -81,6 +81,8 @@ pub enum FailureKind {
     },
     /// The disk is full.
     NoSpace,
+    /// It may only go where its list says, and the agent's proxy, its only way there, can't be opened.
+    EgressUnavailable,
     /// Docker failed.
     EngineFailed,
 }

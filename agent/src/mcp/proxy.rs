@@ -156,7 +156,8 @@ fn for_the_server(headers: &mut HeaderMap, address: SocketAddr) {
     headers.insert(header::HOST, host_of(address));
 }
 
-fn drop_hop_by_hop(headers: &mut HeaderMap) {
+/// Takes off what is about one connection and not about the message.
+pub(crate) fn drop_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()

@@ -13,13 +13,16 @@ use super::handle::with_entry;
 use super::plan::{self, Goal, Job, Step, Subject};
 use super::run::{Loop, Underway};
 use super::status::Departed;
-use super::work::{Outcome, Reached, Work};
+use super::work::{Outcome, Reached, Work, open_egress};
+use crate::egress::EgressState;
 use crate::engine::{ContainerId, Settings};
-use crate::instance::{Departure, Failure, FailureKind, Intent, State};
+use crate::instance::{Departure, Egress, Failure, FailureKind, Intent, State};
 use crate::store::ledger::{Contents, Entry, LedgerError};
 
 /// How many instances that went are remembered.
 const DEPARTED_KEPT: usize = 64;
+/// Time between two attempts to open the egress proxy.
+const EGRESS_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
 
 impl Loop {
     /// Compares what is wanted with what is there, and starts what is to be done. How much was started.
@@ -79,6 +82,7 @@ impl Loop {
         drop(desk);
         self.tracks.retain(|name, track| track.job.is_some() || contents.entries.contains_key(name));
         self.discard_orphans(&contents);
+        self.keep_the_way_out(&contents);
         let started = jobs.len();
         for (entry, job, ticket) in jobs {
             self.launch(entry, job, ticket);
@@ -114,6 +118,24 @@ impl Loop {
         let running = name.clone();
         let handle = self.jobs.spawn(async move { (running, Box::pin(work.carry_out()).await) });
         self.job_names.insert(handle.id(), name);
+    }
+
+    /// Opens the egress proxy for instances that run already, as after the agent's own restart; work opens it for those it starts.
+    fn keep_the_way_out(&mut self, contents: &Contents) {
+        let needed = contents.entries.values().any(|entry| matches!(entry.spec.network.egress, Egress::AllowList(_)));
+        let open = matches!(self.shared.egress.state(), EgressState::Open(_));
+        if !needed || open || self.egress_work.as_ref().is_some_and(|work| !work.is_finished()) {
+            return;
+        }
+        // Docker may still be bringing the bridge up.
+        self.observe_at = self.observe_at.min(Instant::now() + EGRESS_PAUSE);
+        let shared = Arc::clone(&self.shared);
+        self.egress_work = Some(tokio::spawn(async move {
+            if let Err(error) = open_egress(&shared).await {
+                shared.egress.closed(error.to_string());
+            }
+            tokio::time::sleep(EGRESS_PAUSE).await;
+        }));
     }
 
     /// Removes containers of ours that belong to no instance of the ledger. They are left of a create that was under way when the agent

@@ -5,10 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dtma_api::InstanceName;
 use tokio::sync::{Notify, OwnedMutexGuard, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::journal::Journal;
 use super::plan::Nudge;
+use super::residents::Residents;
 use super::status::Snapshot;
+use crate::egress::EgressProxy;
 use crate::engine::Engine;
 use crate::store::ledger::{Contents, Ledger, LedgerError};
 
@@ -21,6 +24,8 @@ pub(super) struct Shared {
     pub(super) published: watch::Sender<Arc<Snapshot>>,
     pub(super) journal: Journal,
     pub(super) engine: Arc<dyn Engine>,
+    pub(super) residents: Residents,
+    pub(super) egress: EgressProxy,
     write_problem: Mutex<Option<String>>,
 }
 
@@ -108,7 +113,8 @@ impl Desk {
 }
 
 impl Shared {
-    pub(super) fn new(ledger: Ledger, engine: Arc<dyn Engine>) -> Self {
+    pub(super) fn new(ledger: Ledger, engine: Arc<dyn Engine>, shutdown: CancellationToken) -> Self {
+        let residents = Residents::default();
         let desk = Desk { ledger, tickets: BTreeMap::new(), last_ticket: 0, nudges: BTreeMap::new() };
         Self {
             desk: Arc::new(tokio::sync::Mutex::new(desk)),
@@ -116,6 +122,8 @@ impl Shared {
             published: watch::Sender::new(Arc::new(Snapshot::default())),
             journal: Journal::new(),
             engine,
+            egress: EgressProxy::new(residents.clone(), shutdown),
+            residents,
             write_problem: Mutex::new(None),
         }
     }

@@ -27,7 +27,9 @@ pub(super) fn meaning(error: &EngineError, spec: &Spec) -> Meaning {
     let image = &spec.image;
     let failed = |kind, message: String| Meaning::Failed(Failure::new(kind, message));
     match error {
-        EngineError::Unavailable { .. } | EngineError::ContainerGone { .. } => Meaning::LookAgain,
+        EngineError::Unavailable { .. } | EngineError::ContainerGone { .. } | EngineError::NetworkGone { .. } => {
+            Meaning::LookAgain
+        }
         EngineError::NameTaken => Meaning::NameTaken,
         EngineError::PortTaken { port } => Meaning::PortTaken(*port),
         EngineError::ImageNotFound { message } => {

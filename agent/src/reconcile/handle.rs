@@ -20,6 +20,7 @@ use super::desk::{Desk, Shared};
 use super::plan::Nudge;
 use super::status::{EngineStatus, Snapshot};
 use super::{Upstream, status};
+use crate::egress::EgressProxy;
 use crate::engine::{EngineError, LogLine, LogOptions};
 use crate::instance::reference;
 use crate::instance::{Departure, DeploymentId, Failure, Intent, LastUpdate, Reference, Spec, State, Unresolved};
@@ -246,6 +247,11 @@ impl Instances {
     /// The reason why the last attempt failed; it is tried again on the timer.
     pub fn ledger_writable(&self) -> Result<(), String> {
         self.shared.write_problem().map_or(Ok(()), Err)
+    }
+
+    /// The way out of instances whose egress is a list.
+    pub fn egress(&self) -> &EgressProxy {
+        &self.shared.egress
     }
 
     /// Every event from now on.

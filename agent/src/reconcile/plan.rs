@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use dtma_api::InstanceName;
 
-use crate::engine::{Condition, Container, ContainerId, Settings, Volumes};
+use crate::engine::{Condition, Container, ContainerId, Link, Settings, Volumes};
 use crate::instance::{Course, Departure, Intent, RestartPolicy, Update};
 use crate::store::ledger::{Entry, Version};
 
@@ -122,11 +122,16 @@ pub(super) fn plan(subject: &Subject<'_>, now: Instant) -> Option<Job> {
 }
 
 /// The container that is the instance, among those saying they belong to it: one made from its present spec, the liveliest first.
+///
+/// One that is to run has to be on its networks; otherwise it was left half made, or somebody has removed a network or changed what it is
+/// connected to, and Docker can't always put it back. One that only waits to be stopped, removed or followed by a new version is kept.
 pub(super) fn current<'a>(entry: &Entry, containers: &'a [Container]) -> Option<&'a Container> {
-    of_version(entry.present(), containers)
+    let is_to_run = entry.intent == Intent::Run && entry.update.is_none();
+    of_version(entry.present(), containers, is_to_run)
 }
 
-fn of_version<'a>(version: Version<'_>, containers: &'a [Container]) -> Option<&'a Container> {
+fn of_version<'a>(version: Version<'_>, containers: &'a [Container], is_to_run: bool) -> Option<&'a Container> {
+    let links = Link::all_of(version.spec);
     let rank = |container: &Container| match container.condition {
         Condition::Running { .. } => 0,
         Condition::Restarting(_) | Condition::Paused => 1,
@@ -139,6 +144,7 @@ fn of_version<'a>(version: Version<'_>, containers: &'a [Container]) -> Option<&
             // Labels of a lost ledger's containers may not have said.
             && container.deployment.is_none_or(|deployment| deployment == version.deployment)
             && !matches!(container.condition, Condition::Dead | Condition::Removing)
+            && (!is_to_run || container.links == links)
     };
     containers.iter().filter(fits).min_by_key(|container| rank(container))
 }
@@ -240,7 +246,7 @@ fn stop(current: Option<&Container>) -> Option<(Vec<Step>, Goal)> {
 /// The next version is fetched and made while the old one serves; then they change places.
 fn forth(subject: &Subject<'_>) -> Job {
     let old = current(subject.entry, subject.containers);
-    let next = subject.entry.next().and_then(|version| of_version(version, subject.containers));
+    let next = subject.entry.next().and_then(|version| of_version(version, subject.containers, true));
     let mut steps = discards(subject, &[old, next]);
     if next.is_none() {
         steps.extend([Step::Fetch, Step::Create]);

@@ -27,10 +27,15 @@ impl Loop {
         let none = Track::default();
         let mut known = BTreeMap::new();
         let mut instances = Vec::with_capacity(contents.entries.len());
+        self.shared.residents.keep(|name| contents.entries.contains_key(name));
         for (name, entry) in &contents.entries {
             let track = self.tracks.get(name).unwrap_or(&none);
             let containers = self.observed.get(name).map_or(&[][..], Vec::as_slice);
             let container = plan::current(entry, containers);
+            // Of what is being worked on, the work knows more.
+            if track.job.is_none() && !track.unsure {
+                self.shared.residents.settle(name, entry, containers);
+            }
             let state = match state(entry, container, track, now) {
                 // After a start without an engine nothing has been seen yet, and nothing can be done.
                 State::Accepted if !self.engine_status.reachable => {

@@ -39,7 +39,7 @@ pub struct Parts {
 /// Starts the loop. The task ends soon after `shutdown`.
 pub fn start(parts: Parts) -> (Instances, JoinHandle<()>) {
     let (ledger, found) = parts.ledger;
-    let shared = Arc::new(Shared::new(ledger, Arc::clone(&parts.engine)));
+    let shared = Arc::new(Shared::new(ledger, Arc::clone(&parts.engine), parts.shutdown.clone()));
     let instances = Instances::new(Arc::clone(&shared));
     let (reports, inbox) = mpsc::unbounded_channel();
     let run = Loop {
@@ -56,6 +56,7 @@ pub fn start(parts: Parts) -> (Instances, JoinHandle<()>) {
         jobs: JoinSet::new(),
         job_names: HashMap::new(),
         orphan_work: None,
+        egress_work: None,
         engine_status: EngineStatus::default(),
         observe_at: Instant::now(),
         missed: 0,
@@ -89,6 +90,8 @@ pub(super) struct Loop {
     pub(super) jobs: JoinSet<(InstanceName, Outcome)>,
     pub(super) job_names: HashMap<tokio::task::Id, InstanceName>,
     pub(super) orphan_work: Option<JoinHandle<()>>,
+    /// Opens the egress proxy for instances that run already.
+    pub(super) egress_work: Option<JoinHandle<()>>,
     pub(super) engine_status: EngineStatus,
     pub(super) observe_at: Instant,
     /// Looks that failed since the last that succeeded.

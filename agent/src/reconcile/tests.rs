@@ -4,6 +4,7 @@ mod deaths;
 mod fake;
 mod foreseen;
 mod groups;
+mod networks;
 mod properties;
 mod rivals;
 mod updates;

@@ -2,6 +2,7 @@
 //!
 //! Every step may be the last one this process does, so each leaves something the plan can go on from.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use dtma_api::InstanceName;
@@ -16,8 +17,9 @@ use super::failure::{Meaning, meaning};
 use super::plan::{Edition, Goal, Job, Step};
 use super::status::upstream;
 use super::{Prober, Timing, Upstream};
+use crate::egress;
 use crate::engine::{Condition, Container, ContainerId, EngineError, Exit, LogOptions, exact_ports};
-use crate::instance::{Departure, Failure, FailureKind, HealthGate, Intent, RestartPolicy, Spec, State};
+use crate::instance::{Departure, Egress, Failure, FailureKind, HealthGate, Intent, RestartPolicy, Spec, State};
 use crate::store::ledger::{Entry, Version};
 
 /// How many lines of a failed server's output go into the failure.
@@ -74,6 +76,21 @@ pub(super) struct Reached {
 enum Stop {
     Failed(Failure),
     LookAgain,
+}
+
+/// Why the egress proxy isn't open.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CannotOpen {
+    #[error(transparent)]
+    Engine(EngineError),
+    #[error(transparent)]
+    Listen(egress::CannotListen),
+}
+
+/// Sees that the egress proxy listens on the network for allow-lists.
+pub(super) async fn open_egress(shared: &Shared) -> Result<(), CannotOpen> {
+    let gateway = shared.engine.egress_gateway().await.map_err(CannotOpen::Engine)?;
+    shared.egress.open(SocketAddr::new(gateway, egress::PORT)).await.map_err(CannotOpen::Listen)
 }
 
 impl Work {
@@ -142,6 +159,7 @@ impl Work {
                 return Ok(());
             }
             (Step::Create, _) => {
+                self.open_the_way_out().await?;
                 self.enter(State::Creating, "creating", "creating the container");
                 let _permit = self.gates.calls.acquire().await;
                 let version = self.version();
@@ -157,6 +175,10 @@ impl Work {
             }
             (Step::Discard(_) | Step::Retire(_) | Step::RemoveVolumes(_), _)
             | (Step::Start | Step::Restart | Step::Stop | Step::Rename | Step::Adjust, _) => {}
+        }
+        if let (Step::Start | Step::Restart, Some(id)) = (step, &*container) {
+            self.open_the_way_out().await?;
+            self.announce(id).await?;
         }
         let _permit = self.gates.calls.acquire().await;
         let result = match (step, &*container) {
@@ -214,6 +236,31 @@ impl Work {
         match &self.entry.intent {
             Intent::Remove(Departure::Asked { grace_seconds: Some(seconds), .. }) => *seconds,
             Intent::Run | Intent::Stop | Intent::Remove(_) => self.timing.stop_grace_seconds,
+        }
+    }
+
+    /// Sees that the proxy is there before anything runs that has no other way out.
+    async fn open_the_way_out(&self) -> Result<(), Stop> {
+        let Egress::AllowList(_) = self.spec().network.egress else { return Ok(()) };
+        match open_egress(&self.shared).await {
+            Ok(()) => Ok(()),
+            Err(CannotOpen::Engine(error)) => Err(self.explain(&error).await),
+            Err(CannotOpen::Listen(error)) => {
+                Err(Stop::Failed(Failure::new(FailureKind::EgressUnavailable, error.to_string())))
+            }
+        }
+    }
+
+    /// Tells the proxy whose address the container has, before it runs.
+    async fn announce(&self, id: &ContainerId) -> Result<(), Stop> {
+        let Egress::AllowList(_) = self.spec().network.egress else { return Ok(()) };
+        match self.shared.engine.inspect(id).await {
+            Ok(Some(found)) => {
+                self.shared.residents.moves_in(self.name(), self.spec(), &found);
+                Ok(())
+            }
+            Ok(None) => Err(Stop::LookAgain),
+            Err(error) => Err(self.explain(&error).await),
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use dtma_agent::engine::{
-    Condition, Container, ContainerId, Engine, EngineError, Exit, Image, LogLine, LogOptions, Settings, Volumes,
+    Condition, Container, ContainerId, Engine, EngineError, Exit, Image, Link, LogLine, LogOptions, Settings, Volumes,
 };
 use dtma_agent::instance::{DeploymentId, ImageReference, PortProtocol, Spec};
 use dtma_api::instance::Progress;
@@ -83,6 +83,8 @@ impl Engine for LoopbackEngine {
                 restart_count: 0,
                 ports: Vec::new(),
                 address: None,
+                own_address: None,
+                links: Link::all_of(spec),
             };
             containers.insert(id.0.clone(), container);
             id
@@ -125,6 +127,10 @@ impl Engine for LoopbackEngine {
 
     async fn remove_volumes(&self, _: &Volumes) -> Result<(), EngineError> {
         self.answer(|_| ())
+    }
+
+    async fn egress_gateway(&self) -> Result<IpAddr, EngineError> {
+        self.answer(|_| Ipv4Addr::LOCALHOST.into())
     }
 
     async fn port_holder(&self, _: u16, _: PortProtocol) -> Result<Option<String>, EngineError> {

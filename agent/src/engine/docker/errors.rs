@@ -16,17 +16,14 @@ pub(super) fn is_missing(error: &Error) -> bool {
     refusal(error).is_some_and(|(status, _)| status == 404)
 }
 
-/// The container's network is gone, or Docker has two of that name.
-pub(super) fn is_network_unclear(error: &Error) -> bool {
-    refusal(error).is_some_and(|(status, message)| {
-        let gone = status == 404 && message.contains("not found");
-        message.contains("network") && (gone || message.contains("is ambiguous"))
-    })
-}
-
 /// A container is on the network that was to be removed.
 pub(super) fn is_in_use(error: &Error) -> bool {
     refusal(error).is_some_and(|(_, message)| message.contains("has active endpoints"))
+}
+
+/// The place for a network was taken by another meanwhile.
+pub(super) fn is_overlap(error: &Error) -> bool {
+    refusal(error).is_some_and(|(_, message)| message.contains("Pool overlaps"))
 }
 
 /// The container's process is frozen.
@@ -57,6 +54,9 @@ fn sort_refusal(operation: &'static str, status: u16, message: String) -> Engine
         return EngineError::PortTaken { port: port_in(&message) };
     }
     match status {
+        404 if message.contains("network") && message.contains("not found") => EngineError::NetworkGone { operation },
+        // Docker has two of that name and attaches nothing to either.
+        _ if message.contains("network") && message.contains("is ambiguous") => EngineError::NetworkGone { operation },
         404 if message.contains("No such image") => EngineError::ImageNotFound { message },
         404 if message.contains("No such container") => EngineError::ContainerGone { operation },
         409 if message.contains("is already in use by container") => EngineError::NameTaken,
@@ -130,6 +130,11 @@ mod tests {
             ),
             EngineError::NameTaken
         ));
+        for (status, message) in
+            [(404, "network 5e2b not found"), (400, "network dtma is ambiguous (2 matches found on name)")]
+        {
+            assert!(matches!(sorted(status, message), EngineError::NetworkGone { .. }), "{message}");
+        }
         assert!(matches!(sorted(404, "No such container: abc"), EngineError::ContainerGone { .. }));
         assert!(matches!(sorted(404, "No such image: a:b"), EngineError::ImageNotFound { .. }));
         assert!(matches!(sorted(500, "write /x: no space left on device"), EngineError::NoSpace { .. }));
@@ -143,12 +148,10 @@ mod tests {
     }
 
     #[test]
-    fn a_network_that_is_gone_or_there_twice_can_be_put_right() {
-        let unclear = |status, message| is_network_unclear(&answer(status, message));
-        assert!(unclear(404, "network 5e2b not found"));
-        assert!(unclear(400, "network dtma is ambiguous (2 matches found on name)"));
-        assert!(!unclear(404, "No such container: network"));
-        assert!(!unclear(403, "network dtma has active endpoints"));
+    fn what_docker_says_of_networks_is_understood() {
+        assert!(is_overlap(&answer(403, "Pool overlaps with other one on this address space")));
+        assert!(is_in_use(&answer(403, "error while removing network: network x has active endpoints")));
+        assert!(!is_in_use(&answer(404, "network x not found")));
     }
 
     #[test]

@@ -1,14 +1,18 @@
 //! What Docker is asked for.
 
 use std::collections::HashMap;
+use std::net::Ipv4Addr;
 
 use bollard::models::{
     ContainerCreateBody, ContainerUpdateBody, HostConfig, HostConfigLogConfig, Mount, MountType, MountVolumeOptions,
-    NetworkCreateRequest, PortBinding, RestartPolicy as DockerRestartPolicy, RestartPolicyNameEnum,
+    NetworkingConfig, PortBinding, RestartPolicy as DockerRestartPolicy, RestartPolicyNameEnum,
 };
 use dtma_api::instance::Transport;
 
-use crate::instance::{DeploymentId, Environment, HostPort, RestartPolicy, Spec, Volume};
+use super::network;
+use crate::engine::Link;
+use crate::instance::network::PROXY_VARIABLES;
+use crate::instance::{DeploymentId, Egress, Environment, HostPort, RestartPolicy, Spec, Volume};
 
 /// Label of everything the agent makes: `true`.
 pub(super) const MANAGED: &str = "dtma.managed";
@@ -30,25 +34,49 @@ const LOG_SIZE: &str = "10m";
 /// How many log files are kept.
 const LOG_FILES: &str = "3";
 
-/// The network all instances of one agent are on.
-pub(super) fn network_name(scope: &str) -> String {
+/// What members of a group may add to each other's names, so that programs don't take them for something out in the world.
+pub(super) const GROUP_DOMAIN: &str = ".group";
+/// What is on the container's own network, and never behind the proxy.
+const NOT_PROXIED: &str = "localhost,127.0.0.1,::1,.group";
+/// Docker asks name servers from the host's own network unless it is given others, and so names would lead out where nothing else does.
+/// Nobody answers there; names of a group's members are Docker's own.
+const NO_NAME_SERVER: &str = "127.0.0.1";
+/// So that a program finds out soon that a name can't be had.
+const IMPATIENT: [&str; 2] = ["timeout:2", "attempts:1"];
+
+/// What the names of everything begin with.
+pub(super) fn base_name(scope: &str) -> String {
     if scope == "main" { "dtma".to_owned() } else { format!("dtma-{scope}") }
 }
 
 fn volume_name(spec: &Spec, volume: &Volume, scope: &str) -> String {
     // A volume's own name has no dot in it, so two instances can't get the same.
-    format!("{}.{}.{}", network_name(scope), spec.name, volume.name)
+    format!("{}.{}.{}", base_name(scope), spec.name, volume.name)
 }
 
-/// A network whose members reach the world and the agent, and not each other.
-pub(super) fn network(scope: &str) -> NetworkCreateRequest {
-    NetworkCreateRequest {
-        name: network_name(scope),
-        driver: Some("bridge".to_owned()),
-        options: Some(HashMap::from([("com.docker.network.bridge.enable_icc".to_owned(), "false".to_owned())])),
-        labels: Some(HashMap::from([(MANAGED.to_owned(), "true".to_owned()), (SCOPE.to_owned(), scope.to_owned())])),
-        ..NetworkCreateRequest::default()
-    }
+/// Labels of the agent's networks.
+pub(super) fn network_labels(scope: &str) -> HashMap<String, String> {
+    HashMap::from([(MANAGED.to_owned(), "true".to_owned()), (SCOPE.to_owned(), scope.to_owned())])
+}
+
+/// Where a container is put.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Place {
+    /// The address it keeps.
+    pub(super) address: Option<Ipv4Addr>,
+    /// Where the way out is, for those who have only that one.
+    pub(super) proxy: Option<Ipv4Addr>,
+}
+
+/// The variables by which programs find the proxy.
+fn proxy_variables(proxy: Ipv4Addr) -> impl Iterator<Item = String> {
+    let url = format!("http://{proxy}:{}", crate::egress::PORT);
+    PROXY_VARIABLES.into_iter().map(move |name| match name {
+        "NO_PROXY" | "no_proxy" => format!("{name}={NOT_PROXIED}"),
+        // Node reads the others only when told to.
+        "NODE_USE_ENV_PROXY" => format!("{name}=1"),
+        _ => format!("{name}={url}"),
+    })
 }
 
 fn labels(spec: &Spec, deployment: DeploymentId, scope: &str) -> HashMap<String, String> {
@@ -71,9 +99,13 @@ fn labels(spec: &Spec, deployment: DeploymentId, scope: &str) -> HashMap<String,
 }
 
 /// The container of an instance.
-pub(super) fn container(spec: &Spec, deployment: DeploymentId, scope: &str) -> ContainerCreateBody {
+pub(super) fn container(spec: &Spec, deployment: DeploymentId, scope: &str, place: Place) -> ContainerCreateBody {
     let process = &spec.process;
-    let variables = process.environment.0.iter().map(|(name, value)| format!("{name}={value}"));
+    let proxy = place.proxy.map(proxy_variables).into_iter().flatten();
+    let own = process.environment.0.iter();
+    let own = own.filter(|(name, _)| place.proxy.is_none() || !PROXY_VARIABLES.contains(&name.as_str()));
+    let variables = own.map(|(name, value)| format!("{name}={value}")).chain(proxy);
+    let network = network::name(scope, &Link::of_egress(&spec.network.egress));
     let stdio = spec.mcp.as_ref().is_some_and(|mcp| mcp.transport == Transport::Stdio);
     let ports: Vec<String> =
         spec.ports.iter().map(|port| format!("{}/{}", port.container, port.protocol.as_str())).collect();
@@ -89,6 +121,9 @@ pub(super) fn container(spec: &Spec, deployment: DeploymentId, scope: &str) -> C
         exposed_ports: Some(ports).filter(|ports| !ports.is_empty()),
         // A stdio server ends as soon as its standard input does.
         open_stdin: Some(stdio),
+        networking_config: Some(NetworkingConfig {
+            endpoints_config: Some(HashMap::from([(network, network::endpoint(place.address))])),
+        }),
         host_config: Some(host_config(spec, deployment, scope)),
         ..ContainerCreateBody::default()
     }
@@ -141,8 +176,11 @@ fn host_config(spec: &Spec, deployment: DeploymentId, scope: &str) -> HostConfig
         ..Mount::default()
     });
     let sandbox = &spec.sandbox;
+    let shut_in = spec.network.egress != Egress::Open;
     HostConfig {
-        network_mode: Some(network_name(scope)),
+        network_mode: Some(network::name(scope, &Link::of_egress(&spec.network.egress))),
+        dns: Some(vec![NO_NAME_SERVER.to_owned()]).filter(|_| shut_in),
+        dns_options: Some(IMPATIENT.map(str::to_owned).to_vec()).filter(|_| shut_in),
         port_bindings: Some(bindings).filter(|bindings| !bindings.is_empty()),
         mounts: Some(mounts.collect::<Vec<_>>()).filter(|mounts| !mounts.is_empty()),
         restart_policy: Some(restart_policy(spec.restart)),
@@ -185,7 +223,7 @@ mod tests {
     use crate::instance::spec::examples;
 
     fn made(spec: &Spec) -> ContainerCreateBody {
-        container(spec, DeploymentId(uuid::Uuid::nil()), "main")
+        container(spec, DeploymentId(uuid::Uuid::nil()), "main", Place::default())
     }
 
     #[test]
@@ -213,6 +251,37 @@ mod tests {
         assert_eq!(told.process.environment.0.get("TOKEN").map(String::as_str), Some(""));
         assert_eq!(labels[SPEC_HASH], spec.hash().as_str());
         assert_eq!(body.env.unwrap(), ["TOKEN=hunter2"]);
+    }
+
+    #[test]
+    fn whoever_is_shut_in_asks_no_name_server_and_only_a_list_leads_to_the_proxy() {
+        let mut spec = examples::spec("one");
+        spec.process.environment.0.insert("https_proxy".into(), "http://elsewhere".into());
+        let open = made(&spec);
+        assert_eq!(open.env.unwrap(), ["https_proxy=http://elsewhere"]);
+        assert_eq!(
+            (open.host_config.as_ref().unwrap().dns.clone(), open.host_config.unwrap().dns_options),
+            (None, None)
+        );
+
+        spec.network.egress = Egress::AllowList([("a.b".parse().unwrap())].into());
+        let place = Place { address: Some(Ipv4Addr::new(172, 20, 3, 4)), proxy: Some(Ipv4Addr::new(172, 20, 0, 1)) };
+        let listed = container(&spec, DeploymentId(uuid::Uuid::nil()), "main", place);
+        let variables = listed.env.unwrap();
+        for expected in
+            ["https_proxy=http://172.20.0.1:3128", "HTTP_PROXY=http://172.20.0.1:3128", "NODE_USE_ENV_PROXY=1"]
+        {
+            assert_eq!(variables.iter().filter(|variable| *variable == expected).count(), 1, "{variables:?}");
+        }
+        assert!(!variables.iter().any(|variable| variable.contains("elsewhere")), "{variables:?}");
+        let host = listed.host_config.unwrap();
+        assert_eq!(
+            (host.network_mode.as_deref(), host.dns.unwrap()),
+            (Some("dtma.listed"), vec!["127.0.0.1".to_owned()])
+        );
+        let endpoints = listed.networking_config.unwrap().endpoints_config.unwrap();
+        let config = endpoints["dtma.listed"].ipam_config.clone().unwrap();
+        assert_eq!(config.ipv4_address.as_deref(), Some("172.20.3.4"));
     }
 
     #[test]

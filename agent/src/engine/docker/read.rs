@@ -1,6 +1,6 @@
 //! What Docker answers, in the agent's own words. Docker's answers are read leniently: what is absent is as if it were empty.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use bollard::container::LogOutput;
@@ -12,14 +12,17 @@ use dtma_api::instance::{PortView, Progress};
 use jiff::Timestamp;
 
 use super::make;
-use crate::engine::{Condition, Container, ContainerId, Exit, Image, LogLine, LogStream, Settings};
+use super::network::{self, Networks};
+use crate::engine::{Condition, Container, ContainerId, Exit, Image, Link, LogLine, LogStream, Settings};
 use crate::instance::{DeploymentId, ImageReference, Limits, PortProtocol, RestartPolicy, SpecHash};
 
-/// A container; `network` is the one its address is read from.
-pub(super) fn container(answer: ContainerInspectResponse, network: &str) -> Container {
+/// A container of the agent with this scope, whose networks are these.
+pub(super) fn container(answer: ContainerInspectResponse, scope: &str, networks: &Networks) -> Container {
     let mut labels = answer.config.and_then(|config| config.labels).unwrap_or_default();
     let mut label = |name: &str| labels.remove(name).unwrap_or_default();
     let network_settings = answer.network_settings;
+    let (links, address, own_address) =
+        network_settings.as_ref().map(|settings| links(settings, scope, networks)).unwrap_or_default();
     Container {
         id: ContainerId(answer.id.unwrap_or_default()),
         name: answer.name.as_deref().unwrap_or_default().trim_start_matches('/').to_owned(),
@@ -31,7 +34,9 @@ pub(super) fn container(answer: ContainerInspectResponse, network: &str) -> Cont
         condition: condition(answer.state.unwrap_or_default()),
         settings: settings(&answer.host_config.unwrap_or_default()),
         restart_count: answer.restart_count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0),
-        address: network_settings.as_ref().and_then(|settings| address(settings, network)),
+        address,
+        own_address,
+        links,
         ports: network_settings.map(ports).unwrap_or_default(),
     }
 }
@@ -76,8 +81,26 @@ fn condition(state: ContainerState) -> Condition {
     }
 }
 
-fn address(settings: &NetworkSettings, network: &str) -> Option<IpAddr> {
-    settings.networks.as_ref()?.get(network)?.ip_address.as_deref()?.parse().ok()
+/// The agent's networks a container is on, its address on the one the agent reaches it by, and the address that was given to it.
+fn links(
+    settings: &NetworkSettings,
+    scope: &str,
+    networks: &Networks,
+) -> (BTreeSet<Link>, Option<IpAddr>, Option<IpAddr>) {
+    let mut links = BTreeSet::new();
+    let (mut address, mut own_address) = (None, None);
+    for (name, endpoint) in settings.networks.iter().flatten() {
+        let id = endpoint.network_id.as_deref().unwrap_or_default();
+        let Some(link) = networks.link(scope, name, id) else { continue };
+        if !matches!(link, Link::Group(_)) {
+            address = address.or_else(|| endpoint.ip_address.as_deref()?.parse().ok());
+        }
+        if link == Link::Listed {
+            own_address = network::given_address(endpoint);
+        }
+        links.insert(link);
+    }
+    (links, address, own_address)
 }
 
 fn ports(settings: NetworkSettings) -> Vec<PortView> {

@@ -82,6 +82,7 @@ fn failed(failure: Failure) -> ApiError {
             answer(StatusCode::CONFLICT, "member_failed").with_details(json!({ "instance_name_on_toolbox": member }))
         }
         FailureKind::NoSpace => answer(StatusCode::INSUFFICIENT_STORAGE, "no_space"),
+        FailureKind::EgressUnavailable => answer(StatusCode::SERVICE_UNAVAILABLE, "egress_unavailable"),
         FailureKind::EngineFailed => {
             let error = "the Docker Engine failed; GET /tools/{ref}/events has what it said";
             ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "docker_failed", error)

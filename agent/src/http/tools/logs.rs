@@ -85,6 +85,7 @@ fn failed(error: &EngineError) -> ApiError {
         | EngineError::PullFailed { .. }
         | EngineError::NameTaken
         | EngineError::PortTaken { .. }
+        | EngineError::NetworkGone { .. }
         | EngineError::NoSpace { .. }
         | EngineError::Refused { .. }
         | EngineError::Failed { .. } => {

@@ -39,6 +39,8 @@ fn container(id: &str, condition: Condition) -> Container {
         restart_count: 0,
         ports: Vec::new(),
         address: None,
+        own_address: None,
+        links: Link::all_of(&spec),
     }
 }
 
@@ -101,6 +103,30 @@ fn a_restart_policy_that_leaves_it_ended_is_kept_to_until_somebody_asks() {
     assert_eq!(steps(&subject(&proven, &ended)), []);
     let asked = Subject { nudge: Some(Nudge::Start), ..subject(&proven, &ended) };
     assert_eq!(steps(&asked), [Step::Start, Step::Await]);
+}
+
+#[test]
+fn a_container_that_is_not_on_its_networks_is_made_anew_before_it_is_to_run() {
+    let group = Link::Group("team".parse().unwrap());
+    let mut wanted = entry(Intent::Run, true);
+    wanted.spec.network.group = Some("team".parse().unwrap());
+    let anew = [discard("a"), Step::Fetch, Step::Create, Step::Start, Step::Await];
+    for condition in [Condition::Created, running(), exited(1)] {
+        // As a crash between making it and connecting it leaves it; or somebody has removed the group's network.
+        assert_eq!(steps(&subject(&wanted, &[container("a", condition.clone())])), anew, "{condition:?}");
+        let mut whole = container("a", condition);
+        whole.links.insert(group.clone());
+        assert!(!steps(&subject(&wanted, &[whole])).contains(&Step::Create));
+    }
+    // More than it may: somebody has connected it to the network that leads out.
+    wanted.spec.network.egress = crate::instance::Egress::None;
+    let mut wide = container("a", running());
+    wide.links.extend([Link::Closed, group.clone()]);
+    assert_eq!(steps(&subject(&wanted, &[wide])), anew);
+    // What only waits is left as it is.
+    let mut stopped = wanted.clone();
+    stopped.intent = Intent::Stop;
+    assert_eq!(steps(&subject(&stopped, &[container("a", exited(0))])), []);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A container engine in memory, strangers included, which can be told to fail, to hang and to be gone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
@@ -13,8 +14,8 @@ use tokio::sync::{Notify, broadcast};
 use tokio_stream::wrappers::BroadcastStream;
 
 use crate::engine::{
-    Condition, Container, ContainerId, Engine, EngineError, Exit, Image, LogLine, LogOptions, LogStream, Settings,
-    Volumes, exact_ports,
+    Condition, Container, ContainerId, Engine, EngineError, Exit, Image, Link, LogLine, LogOptions, LogStream,
+    Settings, Volumes, exact_ports,
 };
 use crate::instance::{DeploymentId, Environment, ImageReference, Limits, PortProtocol, Spec};
 
@@ -196,6 +197,14 @@ impl FakeEngine {
         world.held.push(held);
     }
 
+    /// A container of ours that runs.
+    pub(crate) fn here(&self, spec: &Spec) {
+        self.litter(spec);
+        self.meddle(spec.name.as_str(), |container| {
+            container.condition = Condition::Running { since: Timestamp::UNIX_EPOCH };
+        });
+    }
+
     /// Ours, by name: the condition's word.
     pub(crate) fn ours(&self) -> BTreeMap<String, &'static str> {
         let world = self.world();
@@ -274,6 +283,8 @@ fn blank(id: String, name: &str) -> Container {
         restart_count: 0,
         ports: Vec::new(),
         address: None,
+        own_address: None,
+        links: BTreeSet::new(),
     }
 }
 
@@ -289,6 +300,7 @@ fn make(world: &mut World, spec: &Spec, deployment: DeploymentId) -> Held {
     let container = Container {
         instance: Some(spec.name.clone()),
         spec_hash: spec.hash(),
+        links: Link::all_of(spec),
         spec_label: serde_json::to_string(&told).unwrap(),
         deployment: Some(deployment),
         settings: Settings::of(spec),
@@ -469,6 +481,11 @@ impl Engine for FakeEngine {
             Ok(())
         };
         self.call("remove_volumes", "", remove).await
+    }
+
+    async fn egress_gateway(&self) -> Result<IpAddr, EngineError> {
+        // Nobody's, so that nothing can listen there.
+        self.call("egress_gateway", "", |_| Ok(IpAddr::from([192, 0, 2, 1]))).await
     }
 
     async fn port_holder(&self, port: u16, protocol: PortProtocol) -> Result<Option<String>, EngineError> {
