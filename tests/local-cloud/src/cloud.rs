@@ -4,17 +4,22 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::task::TaskTracker;
 
 use crate::action::{Action, ActionId, ActionKind, Progress};
-use crate::droplet::{Droplet, DropletId, Lag, Refusal};
-use crate::host::{Attachment, Host, HostError, Power, Record};
+use crate::droplet::{Droplet, DropletId, Lag, Refusal, Status};
+use crate::host::{Attachment, Host, HostError, Power, Record, Vitals};
 use crate::ledger::{Filter, Ledger, OverLimit};
 use crate::order::Order;
+
+/// Until a host that couldn't tell any more what droplets do is asked again.
+const FOLLOW_AGAIN: Duration = Duration::from_secs(1);
 
 /// What tells the time: the system, or a test.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -62,13 +67,15 @@ impl Cloud {
     pub async fn start(host: Arc<dyn Host>, options: CloudOptions) -> Result<Self, HostError> {
         let found = host.found().await?;
         let ledger = Ledger::new(found, options.droplet_limit, options.lag, (options.clock)());
-        Ok(Self(Arc::new(Inner {
+        let cloud = Self(Arc::new(Inner {
             host,
             ledger: Mutex::new(ledger),
             busy: Mutex::default(),
             clock: options.clock,
             tasks: TaskTracker::new(),
-        })))
+        }));
+        tokio::spawn(follow(Arc::downgrade(&cloud.0)));
+        Ok(cloud)
     }
 
     /// Now.
@@ -230,6 +237,45 @@ impl Cloud {
         Ok(())
     }
 
+    /// Takes note of what a droplet has done by itself: one that ended to reboot is started again, one that powered itself off is off.
+    async fn attend(&self, id: DropletId) {
+        // Gone, going, or coming: whoever is at that knows.
+        if self.ledger().droplet(id).is_none() {
+            return;
+        }
+        let _turn = self.turn(id).lock_owned().await;
+        let Some(status) = self.ledger().droplet(id).map(Droplet::status) else { return };
+        let attended = match (status, self.0.host.vitals(id).await) {
+            (Status::Active, Ok(Vitals::Rebooting)) => {
+                tracing::info!(droplet = %id, "a droplet reboots by itself");
+                self.0.host.power(id, Power::On).await
+            }
+            (Status::Active | Status::Off, Ok(vitals)) => {
+                if let Some(droplet) = self.ledger().droplet_mut(id) {
+                    droplet.powered(vitals == Vitals::Running);
+                }
+                Ok(())
+            }
+            (Status::New, Ok(_)) => Ok(()),
+            (_, Err(error)) => Err(error),
+        };
+        if let Err(error) = attended {
+            report(&error);
+        }
+    }
+
+    /// Has the host keep the tags a droplet has now.
+    pub fn keep_tags(&self, id: DropletId) {
+        let cloud = self.clone();
+        self.0.tasks.spawn(async move {
+            let _turn = cloud.turn(id).lock_owned().await;
+            let Some(tags) = cloud.ledger().droplet(id).map(|droplet| droplet.record.tags.clone()) else { return };
+            if let Err(error) = cloud.0.host.keep_tags(id, &tags).await {
+                report(&error);
+            }
+        });
+    }
+
     /// Plugs a droplet's network cable in or pulls it.
     ///
     /// # Errors
@@ -271,6 +317,31 @@ impl Cloud {
 
     fn locked_turns(&self) -> MutexGuard<'_, HashMap<DropletId, Arc<AsyncMutex<()>>>> {
         self.0.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Attends to droplets for as long as there is a cloud.
+async fn follow(cloud: Weak<Inner>) {
+    let Some(host) = cloud.upgrade().map(|inner| Arc::clone(&inner.host)) else { return };
+    loop {
+        let mut stirrings = host.stirrings();
+        let attend = |id| {
+            let cloud = Cloud(cloud.upgrade()?);
+            let attending = cloud.clone();
+            cloud.0.tasks.spawn(async move { attending.attend(id).await });
+            Some(())
+        };
+        // What has happened while nobody followed.
+        let Some(all) = cloud.upgrade().map(|inner| Cloud(inner).ledger().ids()) else { return };
+        for id in all {
+            attend(id);
+        }
+        while let Some(id) = stirrings.next().await {
+            if attend(id).is_none() {
+                return;
+            }
+        }
+        tokio::time::sleep(FOLLOW_AGAIN).await;
     }
 }
 

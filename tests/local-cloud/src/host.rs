@@ -9,6 +9,7 @@ mod seed;
 use std::net::Ipv4Addr;
 
 use async_trait::async_trait;
+use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +30,7 @@ pub struct Record {
     pub size: String,
     /// Slug of its base image.
     pub image: String,
-    /// Its tags at creation.
+    /// Its tags.
     pub tags: Vec<String>,
     /// When its creation was accepted.
     pub created_at: Timestamp,
@@ -74,6 +75,17 @@ pub enum Power {
     On,
 }
 
+/// How a droplet is doing, whatever was asked of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vitals {
+    /// It runs.
+    Running,
+    /// It has ended to be started again, as `reboot` typed in it asks for.
+    Rebooting,
+    /// It doesn't run.
+    Off,
+}
+
 /// A verb the host could not carry out.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} of droplet {droplet} failed")]
@@ -106,6 +118,12 @@ pub trait Host: Send + Sync {
     async fn droplet_at(&self, address: Ipv4Addr) -> Option<DropletId>;
     /// How a droplet is attached, and what it was given.
     async fn attachment(&self, droplet: DropletId) -> Result<Attachment, HostError>;
+    /// How a droplet is doing.
+    async fn vitals(&self, droplet: DropletId) -> Result<Vitals, HostError>;
+    /// Droplets whose vitals may have changed, from now on. Ends when the host can't tell any more; then every droplet is worth a look.
+    fn stirrings(&self) -> BoxStream<'_, DropletId>;
+    /// Keeps the tags a droplet has now, for a cloud started anew.
+    async fn keep_tags(&self, droplet: DropletId, tags: &[String]) -> Result<(), HostError>;
     /// Name by which a person finds the droplet on the host.
     fn container_name(&self, droplet: DropletId) -> String;
 }

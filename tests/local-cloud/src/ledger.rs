@@ -144,6 +144,11 @@ impl Ledger {
         self.droplets.remove(&id);
     }
 
+    /// Every droplet's number.
+    pub fn ids(&self) -> Vec<DropletId> {
+        self.droplets.keys().copied().collect()
+    }
+
     /// Droplets in the order of their creation, whether lists show them yet or not.
     pub fn all(&self, filter: &Filter) -> Vec<&Droplet> {
         self.droplets
@@ -176,12 +181,22 @@ impl Ledger {
         self.tags.insert(tag);
     }
 
-    /// Removes a tag from everywhere: true when it was there.
-    pub fn remove_tag(&mut self, tag: &str) -> bool {
-        for droplet in self.droplets.values_mut() {
-            droplet.record.tags.retain(|other| other != tag);
+    /// Removes a tag from everywhere, if there is such a tag: the droplets that had it.
+    pub fn remove_tag(&mut self, tag: &str) -> Option<Vec<DropletId>> {
+        if !self.tags.remove(tag) {
+            return None;
         }
-        self.tags.remove(tag)
+        let tagged: Vec<_> =
+            self.droplets.values_mut().filter(|droplet| droplet.record.tags.iter().any(|t| t == tag)).collect();
+        Some(
+            tagged
+                .into_iter()
+                .map(|droplet| {
+                    droplet.record.tags.retain(|other| other != tag);
+                    droplet.record.id
+                })
+                .collect(),
+        )
     }
 
     /// Tags a droplet, or takes the tag off: false when there is no such droplet.
@@ -261,8 +276,8 @@ mod tests {
         ledger.add_tag("extra".into());
         assert!(ledger.mark(id, "extra", true) && ledger.mark(id, "extra", true));
         assert_eq!(ledger.droplet(id).unwrap().record.tags, ["fleet", "extra"]);
-        assert!(ledger.remove_tag("fleet"));
-        assert!(!ledger.remove_tag("fleet"));
+        assert_eq!(ledger.remove_tag("fleet"), Some(vec![id]));
+        assert_eq!(ledger.remove_tag("fleet"), None);
         assert_eq!(ledger.droplet(id).unwrap().record.tags, ["extra"]);
     }
 }

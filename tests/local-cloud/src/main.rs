@@ -37,6 +37,11 @@ enum Command {
     Serve(ServeArguments),
     /// Builds the base images that are missing.
     Image(ImageArguments),
+    /// Says how mmdebstrap is told to take a suite's packages from where this machine takes its own: options and sources, one a line.
+    Sources {
+        /// Debian's code name of a release.
+        suite: String,
+    },
     /// Removes every droplet of a stack.
     Destroy {
         /// The stack.
@@ -112,6 +117,7 @@ async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Serve(arguments) => serve(arguments).await,
         Command::Image(arguments) => build_images(&arguments).await,
+        Command::Sources { suite } => sources(&suite).await,
         Command::Destroy { stack } => destroy(&stack).await,
     };
     match outcome {
@@ -173,6 +179,14 @@ async fn build_images(arguments: &ImageArguments) -> Result<(), Failure> {
             Some(took) => println!("{slug}: built {} in {:.1} s", built.reference, took.as_secs_f64()),
             None => println!("{slug}: {} is there", built.reference),
         }
+    }
+    Ok(())
+}
+
+async fn sources(suite: &str) -> Result<(), Failure> {
+    let source = PackageSource::of_this_machine().await?;
+    for line in source.options().chain(source.lines(suite)) {
+        println!("{line}");
     }
     Ok(())
 }

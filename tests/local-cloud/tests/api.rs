@@ -4,8 +4,10 @@
 
 mod support;
 
+use std::time::Duration;
+
 use jiff::SignedDuration;
-use local_cloud::droplet::Lag;
+use local_cloud::droplet::{DropletId, Lag, Status};
 use local_cloud::limits::Limits;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -274,4 +276,58 @@ async fn a_cloud_started_anew_finds_its_droplets() {
     assert_eq!((&found["id"], &found["name"], &found["status"]), (&json!(id), &json!("web"), &json!("off")));
     assert_eq!(found["networks"]["v4"][1]["ip_address"], "10.0.0.10");
     assert!(after.droplet("another", &[]).await > id);
+}
+
+#[tokio::test]
+async fn tags_given_and_taken_later_are_known_to_a_cloud_started_anew() {
+    let before = TestCloud::start(Setup::default()).await;
+    let id = before.droplet("web", &["fleet", "gone"]).await;
+    before.post("/v2/tags", json!({"name": "later"})).await;
+    let resources = json!({"resources": [{"resource_id": id.to_string(), "resource_type": "droplet"}]});
+    before.post("/v2/tags/later/resources", resources).await;
+    before.call(Method::DELETE, "/v2/tags/gone", None).await;
+    before.cloud.settled().await;
+    let after = TestCloud::start_on(before.host.clone(), Setup::default()).await;
+    assert_eq!(after.get(&format!("/v2/droplets/{id}")).await["droplet"]["tags"], json!(["fleet", "later"]));
+    assert_eq!(ids(&after.get("/v2/droplets?tag_name=later").await["droplets"]), [id]);
+}
+
+#[tokio::test]
+async fn a_droplet_that_reboots_itself_comes_back_and_one_that_powers_itself_off_is_off() {
+    let cloud = TestCloud::start(Setup::default()).await;
+    let id = DropletId(cloud.droplet("web", &[]).await);
+    let path = format!("/v2/droplets/{id}");
+    cloud.host.end(id, true);
+    until(|| cloud.host.runs(id)).await;
+    assert_eq!(cloud.get(&path).await["droplet"]["status"], "active");
+    assert_eq!(cloud.get("/v2/actions").await["actions"].as_array().unwrap().len(), 1, "nobody asked for it");
+
+    cloud.host.end(id, false);
+    until(|| cloud.cloud.ledger().droplet(id).unwrap().status() == Status::Off).await;
+    assert_eq!(cloud.get(&path).await["droplet"]["status"], "off");
+    assert!(!cloud.host.runs(id));
+    let (status, _) = cloud.post(&format!("{path}/actions"), json!({"type": "power_on"})).await;
+    assert_eq!(status, StatusCode::CREATED);
+    cloud.cloud.settled().await;
+    assert!(cloud.host.runs(id));
+}
+
+#[tokio::test]
+async fn a_droplet_that_rebooted_while_there_was_no_cloud_is_started_by_the_next() {
+    let before = TestCloud::start(Setup::default()).await;
+    let id = DropletId(before.droplet("web", &[]).await);
+    before.host.end_unseen(id, true);
+    let next = TestCloud::start_on(before.host.clone(), Setup::default()).await;
+    until(|| next.host.runs(id)).await;
+    assert_eq!(next.get(&format!("/v2/droplets/{id}")).await["droplet"]["status"], "active");
+}
+
+/// Waits, a few seconds at most, for what other tasks bring about.
+async fn until(reached: impl Fn() -> bool) {
+    let turns = async {
+        while !reached() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), turns).await.unwrap();
 }

@@ -248,6 +248,22 @@ async fn a_droplet_boots_runs_its_user_data_and_comes_back_after_a_power_cut() {
     droplet.until("docker inspect -f '{{.State.Running}}' nested | grep -q true").await;
     assert_eq!(droplet.public_address().await, address);
 
+    // Typed in the droplet, which ends the command as well.
+    droplet.run("touch /run/in-memory");
+    let _ = droplet.try_run("reboot");
+    droplet.until("! test -e /run/in-memory && docker inspect -f '{{.State.Running}}' nested | grep -q true").await;
+    assert_eq!((&droplet.view().await["status"], droplet.public_address().await), (&json!("active"), address));
+    let _ = droplet.try_run("systemctl poweroff");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while droplet.view().await["status"] != "off" {
+        assert!(Instant::now() < deadline, "it never went off");
+        // The API allows 250 requests a minute.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    let (status, body) = stack.post(&format!("/v2/droplets/{}/actions", droplet.id), json!({"type": "power_on"})).await;
+    assert_eq!(status, 201, "{body}");
+    droplet.until("docker inspect -f '{{.State.Running}}' nested | grep -q true").await;
+
     assert_eq!(stack.call(reqwest::Method::DELETE, &format!("/v2/droplets/{}", droplet.id), Value::Null).await.0, 204);
     let deadline = Instant::now() + Duration::from_secs(30);
     while stack.call(reqwest::Method::GET, &format!("/v2/droplets/{}", droplet.id), Value::Null).await.0 != 404 {
@@ -268,6 +284,10 @@ async fn a_bare_droplet_installs_packages_and_can_be_cut_off_and_found_again() {
         )
         .await;
     assert_eq!(droplet.until("cat /root/done").await, "0", "{}", droplet.run("cat /root/apt"));
+    assert_eq!(stack.post("/v2/tags", json!({"name": "later"})).await.0, 201);
+    let resources = json!({"resources": [{"resource_id": droplet.id.to_string(), "resource_type": "droplet"}]});
+    assert_eq!(stack.post("/v2/tags/later/resources", resources).await.0, 204);
+    droplet.until("test -s /var/lib/dtma-local-cloud/tags.json").await;
     droplet.try_run("command -v dockerd").unwrap_err();
     let address = droplet.public_address().await;
     // Whether the droplet reaches the machine it runs on.
@@ -299,7 +319,10 @@ async fn a_bare_droplet_installs_packages_and_can_be_cut_off_and_found_again() {
     assert_eq!(found.len(), 1);
     let found = &found[0];
     assert_eq!((found.record.id.0, found.record.name.as_str(), found.running), (droplet.id, "droplet-1", false));
-    assert_eq!((found.address.to_string(), found.record.tags.clone()), (address, vec!["fleet".to_owned()]));
+    assert_eq!(
+        (found.address.to_string(), found.record.tags.clone()),
+        (address, vec!["fleet".to_owned(), "later".to_owned()])
+    );
     let destroyed =
         Command::new(env!("CARGO_BIN_EXE_local-cloud")).args(["destroy", "--stack", &stack.name]).output().unwrap();
     assert!(destroyed.status.success());

@@ -4,15 +4,19 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
 use crate::error::{Result, StackError};
 use crate::watch::Watch;
 
 const TAIL_LINES: usize = 25;
+/// From SIGTERM to SIGKILL: a package manager or a bootstrap wants to leave things in order.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// One program to run, with its log.
 #[derive(Debug)]
@@ -51,7 +55,7 @@ impl Job {
         self
     }
 
-    /// Runs it to its end. It gets no standard input, and is killed when the future is dropped.
+    /// Runs it to its end. It gets no standard input, and when the future is dropped it is ended with everything it has started.
     ///
     /// # Errors
     /// When it can't be started or ends with anything but 0; with the last lines of what it wrote.
@@ -66,17 +70,17 @@ impl Job {
             command.env_remove(name);
         }
         command.args(&self.args).envs(self.env.iter().cloned()).stdin(Stdio::null());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         if let Some(folder) = &self.folder {
             command.current_dir(folder);
         }
-        let mut child = command.spawn().map_err(StackError::io(doing.clone()))?;
+        let mut family = Family { child: command.spawn().map_err(StackError::io(doing.clone()))?, over: false };
 
         let (lines_in, mut lines) = mpsc::channel::<String>(64);
-        if let Some(out) = child.stdout.take() {
+        if let Some(out) = family.child.stdout.take() {
             tokio::spawn(forward(out, lines_in.clone()));
         }
-        if let Some(err) = child.stderr.take() {
+        if let Some(err) = family.child.stderr.take() {
             tokio::spawn(forward(err, lines_in.clone()));
         }
         drop(lines_in);
@@ -94,7 +98,8 @@ impl Job {
             tail.push_back(line);
         }
         log.flush().await.map_err(StackError::io(format!("write {}", self.log.display())))?;
-        let status = child.wait().await.map_err(StackError::io(doing))?;
+        let status = family.child.wait().await.map_err(StackError::io(doing))?;
+        family.over = true;
         if status.success() {
             return Ok(());
         }
@@ -106,6 +111,33 @@ impl Job {
         let program = Path::new(&self.program).file_name().unwrap_or(&self.program);
         let words = std::iter::once(program).chain(self.args.iter().map(OsString::as_os_str));
         words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// A program and everything below it: cargo runs a cargo that runs compilers, and ending the first alone leaves the others working.
+struct Family {
+    child: Child,
+    over: bool,
+}
+
+impl Drop for Family {
+    /// Waits for the end: whoever cleans up next must find nothing running.
+    fn drop(&mut self) {
+        let id = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let Some(group) = id.filter(|_| !self.over) else { return };
+        // A group that is gone already is what is wanted.
+        let _ = kill_process_group(group, Signal::TERM);
+        let begun = Instant::now();
+        while begun.elapsed() < LAST_WORDS {
+            // Reaped, or it would count as there.
+            let _ = self.child.try_wait();
+            if test_kill_process_group(group).is_err() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = kill_process_group(group, Signal::KILL);
+        let _ = self.child.try_wait();
     }
 }
 
@@ -198,6 +230,47 @@ mod tests {
         let log = folder.path().join("log");
         Job::new("sh", log.clone()).args(["-c", "cat; printf '1%%\\r2%%\\n'"]).run(&Seen::default()).await.unwrap();
         assert_eq!(std::fs::read_to_string(log).unwrap(), "2%\n");
+    }
+
+    #[tokio::test]
+    async fn a_job_that_is_given_up_takes_its_grandchildren_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let pids = folder.path().join("pids");
+        // One that goes when asked to, and one that doesn't.
+        let script = format!(
+            "(trap '' TERM; echo >&2; while :; do sleep 1; done) & sleep 600 & echo $$ $! > {}; wait",
+            pids.display()
+        );
+        let job = Job::new("sh", folder.path().join("log")).args(["-c", &script]);
+        let started = async {
+            loop {
+                match std::fs::read_to_string(&pids) {
+                    Ok(text) if text.ends_with('\n') => return text,
+                    _ => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
+            }
+        };
+        let seen = Seen::default();
+        let started = tokio::select! {
+            outcome = job.run(&seen) => panic!("{outcome:?}"),
+            started = started => started,
+        };
+        let group: i32 = started.split_whitespace().next().unwrap().parse().unwrap();
+        let members = || {
+            let stats = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+                let stat = std::fs::read_to_string(entry.unwrap().path().join("stat")).ok()?;
+                let (_, rest) = stat.rsplit_once(')')?;
+                let fields: Vec<&str> = rest.split_whitespace().collect();
+                (fields[0] != "Z" && fields[2] == group.to_string()).then_some(stat)
+            });
+            stats.collect::<Vec<_>>()
+        };
+        let gone = async {
+            while !members().is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), gone).await.unwrap_or_else(|_| panic!("{:?}", members()));
     }
 
     #[test]

@@ -109,10 +109,16 @@ impl McpImage {
 
     /// The root file system, as a folder.
     async fn fill(&self, work: &Path, workspace: &Workspace, watch: &dyn Watch) -> Result<()> {
+        let told = workspace.local_file("mcp-demo/sources")?;
+        Job::new(workspace.program("local-cloud"), told.clone()).args(["sources", SUITE]).run(watch).await?;
+        let told = std::fs::read_to_string(&told).map_err(StackError::io(format!("read {}", told.display())))?;
+        let (options, sources): (Vec<&str>, Vec<&str>) = told.lines().partition(|line| line.starts_with("--"));
         // `extract` unpacks the packages without running their scripts: no init, no package manager, nothing to clean up after.
         Job::new("mmdebstrap", workspace.local_file("mcp-demo/mmdebstrap.log")?)
-            .args(["--variant=extract", "--format=directory", "--include", PACKAGES, SUITE])
-            .args([work])
+            .args(["--variant=extract", "--format=directory", "--include", PACKAGES])
+            .args(options)
+            .args([Path::new(SUITE), work])
+            .args(sources)
             .run(watch)
             .await?;
         let app = work.join("opt/mcp-demo");

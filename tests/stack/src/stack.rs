@@ -88,6 +88,7 @@ pub struct Stack {
     record: Mutex<Record>,
     provisioner: Provisioner,
     cloud: Cloud,
+    /// Dropping it removes nothing more.
     removed: bool,
     /// Held for as long as this process uses the stack's name.
     _lock: File,
@@ -143,14 +144,14 @@ impl Stack {
             provisioner_env.entry("DO_DEFAULT_IMAGE".to_owned()).or_insert(image);
         }
         // From here on a failure drops the stack, and with it whatever runs already.
-        let stack = Self {
+        let mut stack = Self {
             provisioner: Provisioner::new(format!("http://{}", addresses.provisioner), internal_secret.clone())?,
             cloud: Cloud::new(format!("http://{}", addresses.cloud), cloud_token.clone())?,
             mcp_image: McpImage::of(workspace)?,
             fleet_key: Token::generate()?,
             record: Mutex::new(Record { owner, processes: Vec::new() }),
             workspace: workspace.clone(),
-            removed: options.stays,
+            removed: false,
             _lock: lock,
             id,
             engine,
@@ -166,6 +167,7 @@ impl Stack {
             stack.remove().await?;
             return Err(error);
         }
+        stack.removed = options.stays;
         Ok(stack)
     }
 
@@ -394,7 +396,8 @@ impl Drop for Stack {
     }
 }
 
-/// Removes every stack nobody uses any more: those whose owner has ended. Leaves `up`'s alone.
+/// Removes every stack nobody uses any more: those whose owner has ended, and what a killed test of the local cloud has left.
+/// Leaves `up`'s alone.
 ///
 /// # Errors
 /// The first that could not be removed.
@@ -406,7 +409,19 @@ pub async fn remove_stale(workspace: &Workspace) -> Result<()> {
             remove_by_id(&engine, workspace, &id).await?;
         }
     }
+    for id in engine.stacks().await?.iter().filter(|id| maker_of(id).is_some_and(|maker| !is_alive(maker))) {
+        engine.sweep(id).await?;
+    }
     Ok(())
+}
+
+/// The process whose stack this is: the local cloud's own tests, which know nothing of records, name theirs `lc…` and the process.
+fn maker_of(id: &str) -> Option<u32> {
+    id.strip_prefix("lc")?.trim_start_matches(|c: char| c.is_ascii_lowercase()).parse().ok()
+}
+
+fn is_alive(process: u32) -> bool {
+    Path::new("/proc").join(process.to_string()).exists()
 }
 
 /// Removes every trace of `up`'s stack and of those nobody uses any more; with `unknown`, also of everything in Docker that bears a
@@ -482,4 +497,18 @@ fn random_id() -> Result<String> {
 fn surroundings<const N: usize>(names: [&str; N]) -> Vec<(String, String)> {
     let names = ["PATH", "HOME", "LANG"].into_iter().chain(names);
     names.filter_map(|name| std::env::var(name).ok().map(|value| (name.to_owned(), value))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_stacks_of_the_local_clouds_tests_name_their_process() {
+        assert_eq!(maker_of("lcpower4711"), Some(4711));
+        for other in ["up-a1b2c3", "deadbeef", "lcpower", "lc-power4711", "power4711", "lcpower4711x"] {
+            assert_eq!(maker_of(other), None, "{other}");
+        }
+        assert!(is_alive(std::process::id()));
+    }
 }

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use stack::release::{self, ReleaseError};
 use stack::stack::remove_stale;
 use stack::{Agent, Stack, StackError, StackOptions, Watch as _, Workspace, host, prepare};
-use tokio::signal::unix::{SignalKind, signal};
 
+use crate::interrupt::interrupted;
 use crate::terminal::{Terminal, shown};
 use crate::with_causes;
 
@@ -325,17 +325,6 @@ async fn clean_up(stack: Stack, terminal: &Terminal, all_well: bool) -> bool {
             terminal.failed(&with_causes(&error));
             false
         }
-    }
-}
-
-async fn interrupted() -> &'static str {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => "Ctrl-C",
-        _ = terminate.recv() => "SIGTERM",
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod interrupt;
 mod release;
 mod terminal;
 mod test;
@@ -13,6 +14,7 @@ use clap::{Parser, Subcommand};
 use stack::stack::{Stack, StackOptions, remove_all, remove_stale};
 use stack::{StackError, Workspace, prepare};
 
+use crate::interrupt::interrupted;
 use crate::terminal::Terminal;
 
 #[derive(Debug, Parser)]
@@ -64,13 +66,27 @@ fn main() -> ExitCode {
         let terminal = Terminal::new();
         match arguments.task {
             Task::Demo(options) => demo::run(&options, &terminal).await,
-            Task::Up => ended(up(&terminal).await, &terminal),
-            Task::Down { all } => ended(down(all, &terminal).await, &terminal),
             Task::Test(options) => test::run(&options, &terminal).await,
-            Task::Bench => ended(bench::run(&terminal).await, &terminal),
-            Task::Release { out } => ended(release::run(out.as_deref(), &terminal).await, &terminal),
+            Task::Up => unless_interrupted(up(&terminal), &terminal).await,
+            Task::Down { all } => unless_interrupted(down(all, &terminal), &terminal).await,
+            Task::Bench => unless_interrupted(bench::run(&terminal), &terminal).await,
+            Task::Release { out } => unless_interrupted(release::run(out.as_deref(), &terminal), &terminal).await,
         }
     })
+}
+
+/// Runs a task that needs nothing cleaned up but what goes when it is dropped.
+async fn unless_interrupted<E: std::error::Error>(
+    task: impl Future<Output = Result<(), E>>,
+    terminal: &Terminal,
+) -> ExitCode {
+    tokio::select! {
+        outcome = task => ended(outcome, terminal),
+        name = interrupted() => {
+            terminal.failed(&format!("interrupted ({name})"));
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Tells what went wrong, if anything did.

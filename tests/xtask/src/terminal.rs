@@ -81,7 +81,10 @@ impl Terminal {
         let mut state = self.state();
         Self::clear(&mut state);
         let took = state.step_begun.elapsed();
-        let what = format!("step {} ({}) failed after {}", state.steps, state.step, shown(took));
+        let what = match state.steps {
+            0 => format!("failed after {}", shown(took)),
+            number => format!("step {number} ({}) failed after {}", state.step, shown(took)),
+        };
         println!("    {} {}", self.ink(Ink::Bad, "✗"), self.ink(Ink::Bad, &what));
         println!("      {}", indented(why));
         took

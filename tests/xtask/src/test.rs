@@ -10,6 +10,7 @@ use stack::stack::remove_stale;
 use stack::{StackError, Workspace, host, prepare};
 
 use crate::demo;
+use crate::interrupt::interrupted;
 use crate::terminal::{Terminal, shown};
 use crate::with_causes;
 
@@ -44,26 +45,42 @@ pub(crate) async fn run(options: &Options, terminal: &Terminal) -> ExitCode {
     let workspace = Workspace::find();
     let mut summary = Summary::default();
     terminal.title("Every check and test there is");
-    if !options.quick && !set_up(&workspace, &mut summary, terminal).await {
-        return close(&summary, terminal);
-    }
-    cargo("formatting", &["fmt", "--all", "--check", "--", "--color=never"], &workspace, &mut summary, terminal).await;
-    let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny=warnings"];
-    cargo("lints", &lints, &workspace, &mut summary, terminal).await;
-    let plain = ["test", "--workspace", "--no-fail-fast"];
-    cargo("tests", &plain, &workspace, &mut summary, terminal).await;
-    if !options.quick {
-        let prepared = programs_and_images(&workspace, &mut summary, terminal).await;
-        if prepared {
-            // One at a time: each has droplets of its own, and two cores.
-            let stories = ["test", "--workspace", "--no-fail-fast", "--", "--ignored", "--test-threads=1"];
-            cargo("tests with Docker and droplets", &stories, &workspace, &mut summary, terminal).await;
-            let begun = terminal.elapsed();
-            let shown = demo::run(&demo::Options::default(), terminal).await == ExitCode::SUCCESS;
-            summary.note("demo", shown, terminal.elapsed().saturating_sub(begun));
+    let interruption = tokio::select! {
+        // First, so that nothing that is being given up still takes the interruption for its own.
+        biased;
+        name = interrupted() => Some(name),
+        () = steps(options, &workspace, &mut summary, terminal) => None,
+    };
+    if let Some(name) = interruption {
+        let took = terminal.failed(&format!("interrupted ({name})"));
+        summary.note("to the end", false, took);
+        if !options.quick {
+            // The tests that ran had no time to clean up.
+            terminal.step("remove what the interrupted tests have left");
+            ended("clean-up", remove_stale(&workspace).await, &mut summary, terminal);
         }
     }
     close(&summary, terminal)
+}
+
+async fn steps(options: &Options, workspace: &Workspace, summary: &mut Summary, terminal: &Terminal) {
+    if !options.quick && !set_up(workspace, summary, terminal).await {
+        return;
+    }
+    cargo("formatting", &["fmt", "--all", "--check", "--", "--color=never"], workspace, summary, terminal).await;
+    let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny=warnings"];
+    cargo("lints", &lints, workspace, summary, terminal).await;
+    let plain = ["test", "--workspace", "--no-fail-fast"];
+    cargo("tests", &plain, workspace, summary, terminal).await;
+    if options.quick || !programs_and_images(workspace, summary, terminal).await {
+        return;
+    }
+    // One at a time: each has droplets of its own, and two cores.
+    let stories = ["test", "--workspace", "--no-fail-fast", "--", "--ignored", "--test-threads=1"];
+    cargo("tests with Docker and droplets", &stories, workspace, summary, terminal).await;
+    let begun = terminal.elapsed();
+    let shown = demo::run(&demo::Options::default(), terminal).await == ExitCode::SUCCESS;
+    summary.note("demo", shown, terminal.elapsed().saturating_sub(begun));
 }
 
 async fn set_up(workspace: &Workspace, summary: &mut Summary, terminal: &Terminal) -> bool {

@@ -69,7 +69,9 @@ pub(super) async fn get(State(cloud): State<Cloud>, Path(tag): Path<String>) -> 
 
 /// `DELETE /v2/tags/{tag_id}`: the droplets stay.
 pub(super) async fn delete(State(cloud): State<Cloud>, Path(tag): Path<String>) -> Result<StatusCode, ApiError> {
-    if cloud.ledger().remove_tag(&tag) { Ok(StatusCode::NO_CONTENT) } else { Err(ApiError::NotFound) }
+    let changed = cloud.ledger().remove_tag(&tag).ok_or(ApiError::NotFound)?;
+    changed.into_iter().for_each(|id| cloud.keep_tags(id));
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// `POST /v2/tags/{tag_id}/resources`
@@ -106,8 +108,10 @@ fn mark(cloud: &Cloud, tag: &str, body: &[u8], marked: bool) -> Result<StatusCod
         ledger.droplet(id).ok_or(ApiError::NotFound)?;
         droplets.push(id);
     }
-    for id in droplets {
-        ledger.mark(id, tag, marked);
+    for id in &droplets {
+        ledger.mark(*id, tag, marked);
     }
+    drop(ledger);
+    droplets.into_iter().for_each(|id| cloud.keep_tags(id));
     Ok(StatusCode::NO_CONTENT)
 }

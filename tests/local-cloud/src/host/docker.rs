@@ -6,6 +6,7 @@
 mod container;
 mod images;
 mod metadata;
+mod stirrings;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
@@ -23,13 +24,14 @@ use bollard::query_parameters::{
     UploadToContainerOptionsBuilder,
 };
 use futures_util::TryStreamExt;
+use futures_util::stream::BoxStream;
 use tokio::sync::{Mutex, mpsc};
 
 use self::container::{Engine, SystemContainer, fixed_address, link_local};
 pub use self::images::DockerImages;
 use self::metadata::{Door, METADATA_LABEL};
 use super::seed::{Seed, reachable_name_servers};
-use super::{Attachment, Found, Host, HostError, Power, Record};
+use super::{Attachment, Found, Host, HostError, Power, Record, Vitals};
 use crate::droplet::DropletId;
 use crate::image::{self, PackageSource};
 use crate::subnet::{AddressPool, Subnet};
@@ -250,6 +252,16 @@ impl DockerHost {
         Ok(networks.contains_key(&self.options.network))
     }
 
+    /// The record with the tags the droplet was given since, where it was given or lost any.
+    async fn with_later_tags(&self, mut record: Record) -> Result<Record, HostError> {
+        let failed = failure("reading the tags", record.id);
+        let text = self.file(record.id, stirrings::TAGS_FILE).await.map_err(failed)?;
+        if !text.is_empty() {
+            record.tags = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
+        }
+        Ok(record)
+    }
+
     /// A text file of a droplet, running or not; nothing when it isn't there.
     async fn file(&self, droplet: DropletId, path: &str) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
         let options = DownloadFromContainerOptionsBuilder::default().path(path).build();
@@ -354,7 +366,9 @@ impl Host for DockerHost {
                     // Its maker died before it could boot; nobody was ever told it runs.
                     self.remove(record.id).await?;
                 } else {
-                    found.push(Found { record, address, running: state == "running" });
+                    // One that was rebooting when its cloud ended has power: it is only waiting to be started again.
+                    let running = state == "running" || stirrings::rebooting(container.status.as_deref());
+                    found.push(Found { record: self.with_later_tags(record).await?, address, running });
                 }
             }
         }
@@ -374,6 +388,26 @@ impl Host for DockerHost {
         let boot = String::from_utf8_lossy(&chunks.concat()).replace('\r', "");
         let output = self.file(droplet, "/var/log/cloud-init-output.log").await.map_err(failed)?;
         Ok(format!("{boot}\n--- /var/log/cloud-init-output.log\n{output}"))
+    }
+
+    async fn vitals(&self, droplet: DropletId) -> Result<Vitals, HostError> {
+        let inspected =
+            self.docker.inspect_container(&self.container_name(droplet), None::<InspectContainerOptions>).await;
+        let container = inspected.map_err(|error| failure("looking at the power", droplet)(error.into()))?;
+        Ok(stirrings::vitals(container.state.as_ref()))
+    }
+
+    fn stirrings(&self) -> BoxStream<'_, DropletId> {
+        stirrings::stirrings(&self.docker, &self.options.stack)
+    }
+
+    async fn keep_tags(&self, droplet: DropletId, tags: &[String]) -> Result<(), HostError> {
+        let failed = failure("keeping the tags", droplet);
+        let archive = stirrings::tags_archive(tags).map_err(|error| failed(error.into()))?;
+        let upload = UploadToContainerOptionsBuilder::default().path("/").build();
+        let body = bollard::body_full(archive.into());
+        let uploaded = self.docker.upload_to_container(&self.container_name(droplet), Some(upload), body).await;
+        uploaded.map_err(|error| failed(error.into()))
     }
 
     async fn droplet_at(&self, address: Ipv4Addr) -> Option<DropletId> {

@@ -110,10 +110,7 @@ async fn bootstrap(recipe: &Recipe, source: &PackageSource, work: &Path, archive
     for path in PATHS_LEFT_OUT {
         command.arg(format!("--dpkgopt=path-exclude={path}"));
     }
-    for option in &source.apt_options {
-        command.arg(format!("--aptopt={option}"));
-    }
-    command.arg(recipe.suite).arg(archive).args(source.lines(recipe.suite));
+    command.args(source.options()).arg(recipe.suite).arg(archive).args(source.lines(recipe.suite));
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await.map_err(BuildError::Start)?;
     if output.status.success() {
         return Ok(());

@@ -57,6 +57,11 @@ impl PackageSource {
         Ok(Self { archive, security, apt_options: apt_options(&settings), authorities: authorities().await? })
     }
 
+    /// mmdebstrap's options for the apt settings.
+    pub fn options(&self) -> impl Iterator<Item = String> {
+        self.apt_options.iter().map(|option| format!("--aptopt={option}"))
+    }
+
     /// One-line apt sources for `suite`; empty when the machine names no mirror.
     pub fn lines(&self, suite: &str) -> Vec<String> {
         let archive = self

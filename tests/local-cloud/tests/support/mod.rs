@@ -2,25 +2,26 @@
 
 #![allow(dead_code, reason = "each test file uses its own part of it")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use futures_util::stream::{self, BoxStream, StreamExt as _};
 use jiff::{SignedDuration, Timestamp};
 use local_cloud::api::App;
 use local_cloud::cloud::{Clock, Cloud, CloudOptions};
 use local_cloud::contract::Contract;
 use local_cloud::droplet::{DropletId, Lag};
 use local_cloud::gate::Gate;
-use local_cloud::host::{Attachment, Found, Host, HostError, Power, Record};
+use local_cloud::host::{Attachment, Found, Host, HostError, Power, Record, Vitals};
 use local_cloud::limits::Limits;
 use local_cloud::server;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 pub(crate) const TOKEN: &str = "a-token";
 
@@ -31,6 +32,8 @@ pub(crate) struct FakeHost {
     pub(crate) done: Mutex<Vec<String>>,
     open: watch::Sender<bool>,
     pub(crate) broken: Mutex<bool>,
+    rebooting: Mutex<BTreeSet<DropletId>>,
+    stirrings: broadcast::Sender<DropletId>,
 }
 
 impl Default for FakeHost {
@@ -40,6 +43,8 @@ impl Default for FakeHost {
             done: Mutex::default(),
             open: watch::Sender::new(true),
             broken: Mutex::new(false),
+            rebooting: Mutex::default(),
+            stirrings: broadcast::Sender::new(64),
         }
     }
 }
@@ -48,6 +53,24 @@ impl FakeHost {
     /// While closed, everything asked for waits.
     pub(crate) fn open(&self, open: bool) {
         self.open.send_replace(open);
+    }
+
+    /// A droplet ends by itself, to be started again or not.
+    pub(crate) fn end(&self, droplet: DropletId, to_reboot: bool) {
+        self.end_unseen(droplet, to_reboot);
+        let _ = self.stirrings.send(droplet);
+    }
+
+    /// The same, while nobody looks.
+    pub(crate) fn end_unseen(&self, droplet: DropletId, to_reboot: bool) {
+        self.droplets.lock().unwrap().get_mut(&droplet).unwrap().running = false;
+        if to_reboot {
+            self.rebooting.lock().unwrap().insert(droplet);
+        }
+    }
+
+    pub(crate) fn runs(&self, droplet: DropletId) -> bool {
+        self.droplets.lock().unwrap()[&droplet].running
     }
 
     async fn begin(&self, operation: &'static str, droplet: DropletId) -> Result<(), HostError> {
@@ -78,6 +101,7 @@ impl Host for FakeHost {
         };
         self.begin(operation, droplet).await?;
         self.droplets.lock().unwrap().get_mut(&droplet).unwrap().running = power == Power::On;
+        self.rebooting.lock().unwrap().remove(&droplet);
         Ok(())
     }
 
@@ -92,11 +116,32 @@ impl Host for FakeHost {
     }
 
     async fn found(&self) -> Result<Vec<Found>, HostError> {
-        Ok(self.droplets.lock().unwrap().values().cloned().collect())
+        let rebooting = self.rebooting.lock().unwrap();
+        let mut found: Vec<Found> = self.droplets.lock().unwrap().values().cloned().collect();
+        found.iter_mut().for_each(|found| found.running |= rebooting.contains(&found.record.id));
+        Ok(found)
     }
 
     async fn console(&self, droplet: DropletId) -> Result<String, HostError> {
         Ok(format!("console of {droplet}"))
+    }
+
+    async fn vitals(&self, droplet: DropletId) -> Result<Vitals, HostError> {
+        Ok(match (self.runs(droplet), self.rebooting.lock().unwrap().contains(&droplet)) {
+            (true, _) => Vitals::Running,
+            (false, true) => Vitals::Rebooting,
+            (false, false) => Vitals::Off,
+        })
+    }
+
+    fn stirrings(&self) -> BoxStream<'_, DropletId> {
+        let told = self.stirrings.subscribe();
+        stream::unfold(told, |mut told| async { told.recv().await.ok().map(|id| (id, told)) }).boxed()
+    }
+
+    async fn keep_tags(&self, droplet: DropletId, tags: &[String]) -> Result<(), HostError> {
+        self.droplets.lock().unwrap().get_mut(&droplet).unwrap().record.tags = tags.to_vec();
+        Ok(())
     }
 
     async fn droplet_at(&self, address: Ipv4Addr) -> Option<DropletId> {
