@@ -18,8 +18,14 @@ use crate::config::Backend;
 use crate::http::callers::Callers;
 use crate::store::identity::{Enrolment, Identity};
 
-/// A provisioner can't ask for more heartbeats than this.
+/// A provisioner can't ask for more heartbeats than this, nor for fewer: an agent that never calls can't be told otherwise.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
+const LONGEST_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// The time between heartbeats when a provisioner asks for so many seconds.
+pub(super) fn heartbeat_interval(seconds: u64) -> Duration {
+    Duration::from_secs(seconds).clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL)
+}
 
 /// How patient a link is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -327,7 +333,7 @@ impl Reporter {
 
     fn interval(&self) -> Duration {
         let given = self.enrolled.as_ref().map(|(_, enrolment)| enrolment.settings.heartbeat_interval_seconds);
-        given.map_or(self.patience.interval, |seconds| Duration::from_secs(seconds).max(SHORTEST_INTERVAL))
+        given.map_or(self.patience.interval, heartbeat_interval)
     }
 
     fn taken(&self) {

@@ -19,8 +19,22 @@ const MISSED_PAUSE_MAX: u32 = 5;
 impl Loop {
     /// Looks at every container of ours. An engine that doesn't answer leaves what was seen last as it is.
     pub(super) async fn observe(&mut self) {
-        match self.look().await {
-            Ok(containers) => {
+        let shared = Arc::clone(&self.shared);
+        let mut look = Box::pin(look(Arc::clone(&self.engine), !self.engine_status.reachable));
+        let looked = loop {
+            tokio::select! {
+                looked = &mut look => break looked,
+                // An engine that is just starting takes its time to answer. What is accepted meanwhile can be found all the same; work on
+                // it begins with the rest of this pass.
+                () = shared.wake.notified() => self.publish().await,
+            }
+        };
+        match looked {
+            Ok((version, containers)) => {
+                if let Some(version) = version {
+                    tracing::info!(version, "the container engine answers");
+                    self.engine_status.version = Some(version);
+                }
                 self.missed = 0;
                 self.engine_status.error = None;
                 self.engine_status.reachable = true;
@@ -41,15 +55,6 @@ impl Loop {
                 self.observe_at = Instant::now() + Duration::from_secs(self.missed.into());
             }
         }
-    }
-
-    async fn look(&mut self) -> Result<Vec<Container>, EngineError> {
-        if !self.engine_status.reachable {
-            let version = self.engine.version().await?;
-            tracing::info!(version, "the container engine answers");
-            self.engine_status.version = Some(version);
-        }
-        self.engine.list().await
     }
 
     async fn recover(&mut self, containers: &[Container]) {
@@ -104,6 +109,12 @@ impl Loop {
         }
         self.observed = seen;
     }
+}
+
+/// The engine's version, when it is wanted, and every container of ours.
+async fn look(engine: Arc<dyn Engine>, anew: bool) -> Result<(Option<String>, Vec<Container>), EngineError> {
+    let version = if anew { Some(engine.version().await?) } else { None };
+    Ok((version, engine.list().await?))
 }
 
 /// What happened to an instance's containers between two looks.

@@ -116,3 +116,17 @@ async fn a_stop_is_over_when_it_is_stopped_and_not_when_docker_has_been_told_so(
     assert!(stopped.settled);
     assert_eq!((stopped.view.state, engine.ours()["one"]), (InstanceState::Stopped, "exited"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_accepted_while_the_engine_takes_its_time_can_be_found() {
+    let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());
+    let agent = Agent::start(&engine, directory.path());
+    agent.instances.deploy(examples::spec("one"), WAIT).await.unwrap();
+    engine.hang("list");
+    engine.steal("one");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let accepted = agent.instances.deploy(examples::spec("two"), NO_WAIT).await.unwrap();
+    assert!(!accepted.settled);
+    assert_eq!(agent.instances.resolve("two").unwrap(), name("two"));
+    assert!(!agent.instances.stop(&name("two"), NO_WAIT).await.unwrap().settled);
+}
