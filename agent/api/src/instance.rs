@@ -7,6 +7,7 @@ use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::deploy_schema;
 use crate::failure::Fault;
 use crate::template::TemplateNames;
 use crate::{AccountToolInstanceId, GroupId, InstanceName};
@@ -17,6 +18,7 @@ use crate::{AccountToolInstanceId, GroupId, InstanceName};
 #[serde(rename_all = "camelCase")]
 pub struct DeployRequest {
     /// Image reference, as `docker pull` takes it.
+    #[schemars(length(min = 1, max = 512), regex(pattern = deploy_schema::IMAGE))]
     pub docker_image_url: String,
     /// Name of the instance and of its container.
     pub instance_name_on_toolbox: InstanceName,
@@ -25,18 +27,22 @@ pub struct DeployRequest {
     /// Docker's own words, a bounded subset: `Env[]`, `Cmd`, `Entrypoint`, `WorkingDir`, `User`, `Labels`, `HostConfig{PortBindings, Memory,
     /// NanoCpus, RestartPolicy, …}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "deploy_schema::base_config")]
     pub base_config_override_json: Option<Value>,
     /// What the server speaks; absent for a container that is no MCP server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mcp_transport_type: Option<Transport>,
     /// Path of the MCP endpoint inside the container, `/mcp` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024), regex(pattern = deploy_schema::ENDPOINT_PATH))]
     pub mcp_endpoint_path: Option<String>,
     /// Port of the MCP endpoint inside the container, 8080 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub mcp_port: Option<u16>,
     /// Environment variables; not for secrets, Docker writes them to disk.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "deploy_schema::environment_variables")]
     pub environment_variables: BTreeMap<String, String>,
     /// Limits; the agent's defaults where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -46,6 +52,7 @@ pub struct DeployRequest {
     pub template: Option<TemplateNames>,
     /// Named volumes, kept when the container is replaced.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "deploy_schema::volumes")]
     pub volumes: Vec<VolumeRequest>,
     /// Where it may connect to; anywhere when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -141,9 +148,11 @@ pub enum Transport {
 pub struct ResourceLimits {
     /// Bytes, or a number with `k`, `m`, `g` as Docker takes it: `"256m"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "deploy_schema::memory")]
     pub memory: Option<String>,
     /// Cores, fractions allowed: `0.5`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "deploy_schema::cpu")]
     pub cpu: Option<f64>,
 }
 
@@ -151,8 +160,10 @@ pub struct ResourceLimits {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VolumeRequest {
     /// Name within the instance: 1 to 64 of `A-Z a-z 0-9 _ -`, beginning with a letter or digit.
+    #[schemars(regex(pattern = "^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"))]
     pub name: String,
-    /// Absolute path in the container.
+    /// Absolute path in the container, outside `/proc`, `/sys`, `/dev` and `/run/secrets`.
+    #[schemars(length(max = 4096), regex(pattern = "^(/[^/:,]+)+$"))]
     pub path: String,
 }
 

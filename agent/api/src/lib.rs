@@ -5,6 +5,7 @@
 //! snake_case. Readers ignore fields they don't know, so that either side may be the older one.
 
 pub mod bootstrap;
+mod deploy_schema;
 pub mod enrolment;
 pub mod environment;
 pub mod failure;

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::instance::Egress;
+
 /// Which templates a deploy asks for (`template`): one, or one of each kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
@@ -39,6 +41,9 @@ pub struct TemplateView {
     /// How it shuts the server in; in templates of the kind `hardening` only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<SandboxView>,
+    /// Where the server may connect to; in templates of the kind `hardening` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Egress>,
 }
 
 /// What a template decides.

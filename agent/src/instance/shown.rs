@@ -62,11 +62,7 @@ impl Spec {
             },
             sandbox: sandbox_view(sandbox),
             group_id: group.clone(),
-            egress: match &network.egress {
-                Egress::Open => EgressView::Open,
-                Egress::None => EgressView::None,
-                Egress::AllowList(list) => EgressView::Allow(list.iter().map(ToString::to_string).collect()),
-            },
+            egress: egress_view(&network.egress),
         }
     }
 }
@@ -76,7 +72,7 @@ impl Template {
     pub fn view(self) -> TemplateView {
         let mut defaults = Defaults::default();
         self.apply(&mut defaults);
-        let Defaults { limits, sandbox } = defaults;
+        let Defaults { limits, sandbox, egress } = defaults;
         let kind = self.kind();
         TemplateView {
             name: self.name().to_owned(),
@@ -84,6 +80,7 @@ impl Template {
             description: self.purpose().to_owned(),
             limits: (kind == TemplateKind::Resources).then(|| limits_view(limits)),
             sandbox: (kind == TemplateKind::Hardening).then(|| sandbox_view(&sandbox)),
+            egress: (kind == TemplateKind::Hardening).then(|| egress_view(&egress)),
         }
     }
 }
@@ -99,5 +96,13 @@ fn sandbox_view(sandbox: &Sandbox) -> SandboxView {
         tmpfs: sandbox.tmpfs.clone(),
         capabilities: sandbox.capabilities.iter().map(|capability| capability.as_str().to_owned()).collect(),
         shm_bytes: sandbox.shm_bytes,
+    }
+}
+
+fn egress_view(egress: &Egress) -> EgressView {
+    match egress {
+        Egress::Open => EgressView::Open,
+        Egress::None => EgressView::None,
+        Egress::AllowList(list) => EgressView::Allow(list.iter().map(ToString::to_string).collect()),
     }
 }

@@ -5,6 +5,7 @@
 
 use dtma_api::template::TemplateKind;
 
+use super::network::Egress;
 use super::spec::{Limits, Sandbox};
 
 /// One template.
@@ -27,6 +28,8 @@ pub struct Defaults {
     pub limits: Limits,
     /// How it is shut in.
     pub sandbox: Sandbox,
+    /// Where it may connect to.
+    pub egress: Egress,
 }
 
 const MIB: u64 = 1024 * 1024;
@@ -67,7 +70,8 @@ impl Template {
                 "For a server that computes or holds much in memory; needs a droplet of 4 GB or more to be of use."
             }
             Self::Hardened => {
-                "For a server that isn't trusted: it can write to /tmp only, which is held in memory, and has no capabilities."
+                "For a server that isn't trusted: it can write to /tmp only, which is held in memory, has no capabilities and reaches nothing; \
+                 say egress {\"allow\": […]} for one that needs some places."
             }
         }
     }
@@ -86,6 +90,7 @@ impl Template {
                     tmpfs: [("/tmp".to_owned(), "size=64m,mode=1777".to_owned())].into(),
                     ..Sandbox::default()
                 };
+                defaults.egress = Egress::None;
             }
         }
     }
@@ -102,7 +107,9 @@ mod tests {
             template.apply(&mut defaults);
             assert_eq!(Template::named(template.name()), Some(template));
             match template.kind() {
-                TemplateKind::Resources => assert_eq!(defaults.sandbox, Sandbox::default(), "{template:?}"),
+                TemplateKind::Resources => {
+                    assert_eq!(defaults, Defaults { limits: defaults.limits, ..Defaults::default() }, "{template:?}");
+                }
                 TemplateKind::Hardening => assert_eq!(defaults.limits, Limits::default(), "{template:?}"),
             }
         }

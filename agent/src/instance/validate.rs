@@ -129,9 +129,9 @@ pub fn review(body: &Value, policy: &Policy) -> Review {
     let mut defaults = templates(body, &mut findings);
     // A volume is asked for, a template's memory in its place isn't.
     defaults.sandbox.tmpfs.retain(|path, _| volumes.iter().all(|volume| &volume.path != path));
-    let mut host = HostConfig::read(base, &base_at, defaults, policy, &mut findings);
+    let egress = network::egress(body, defaults.egress, &mut findings);
+    let mut host = HostConfig::read(base, &base_at, defaults.limits, defaults.sandbox, policy, &mut findings);
     host.apply_resource_limits(body, &mut findings);
-    let egress = network::egress(body, &mut findings);
     network::warn_of_proxy_variables(&egress, &process.environment, &mut findings);
     not_built(body, &mut findings);
     for path in host.sandbox.tmpfs.keys().filter(|path| volumes.iter().any(|volume| &volume.path == *path)) {

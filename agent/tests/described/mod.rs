@@ -33,14 +33,17 @@ pub(crate) fn check(method: &str, path: &str, status: u16, media_type: &str, bod
     let Some(content) = content.get(essence).or_else(|| content.get("*/*")) else {
         panic!("{what}: there is no such media type in openapi.json")
     };
-    let items: Vec<&str> = match essence {
-        "application/json" => vec![body],
-        "application/x-ndjson" => body.lines().collect(),
-        "text/event-stream" => body.lines().filter_map(|line| line.strip_prefix("data: ")).collect(),
-        _ => return,
-    };
-    if let Some(schema) = content.get("x-itemSchema").or_else(|| content.get("schema")) {
-        items.into_iter().for_each(|item| is_valid(schema, item, &what));
+    // What an MCP server answers is its own.
+    let Some(schema) = content.get("schema") else { return };
+    match essence {
+        "application/json" => is_valid(schema, body, &what),
+        // `schema` is that of one line, or of one event.
+        "application/x-ndjson" => body.lines().for_each(|line| is_valid(schema, line, &what)),
+        "text/event-stream" => {
+            let data = &schema["properties"]["data"]["contentSchema"];
+            body.lines().filter_map(|line| line.strip_prefix("data: ")).for_each(|line| is_valid(data, line, &what));
+        }
+        _ => {}
     }
 }
 

@@ -7,4 +7,5 @@ mod engine;
 mod host;
 mod killed;
 mod relay;
+mod schemathesis;
 mod updates;

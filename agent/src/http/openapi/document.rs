@@ -153,15 +153,23 @@ impl Document {
     fn content(&mut self, content: &Content) -> (&'static str, Value) {
         match content {
             Content::Json(schema) => ("application/json", json!({ "schema": schema(&mut self.written) })),
-            // OpenAPI 3.1 has no word for what a stream consists of; 3.2 calls it this.
-            Content::Events(schema) => (
-                "text/event-stream",
-                json!({ "schema": { "type": "string" }, "x-itemSchema": schema(&mut self.written) }),
-            ),
-            Content::Lines(schema) => (
-                "application/x-ndjson",
-                json!({ "schema": { "type": "string" }, "x-itemSchema": schema(&mut self.written) }),
-            ),
+            // What a stream as a whole is, OpenAPI 3.1 can't say; by custom `schema` is that of one item.
+            Content::Events(schema) => {
+                let data = json!({
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": schema(&mut self.written),
+                });
+                let text = json!({ "type": "string" });
+                let event = json!({
+                    "description": "One event of the stream.",
+                    "type": "object",
+                    "properties": { "id": text, "event": text, "data": data },
+                    "required": ["data"],
+                });
+                ("text/event-stream", json!({ "schema": event }))
+            }
+            Content::Lines(schema) => ("application/x-ndjson", json!({ "schema": schema(&mut self.written) })),
             Content::Text(media_type) => (media_type, json!({ "schema": { "type": "string" } })),
             Content::Any => ("*/*", json!({})),
         }

@@ -3,7 +3,7 @@
 use axum::extract::DefaultBodyLimit;
 use axum::handler::Handler as _;
 use dtma_api::instance::{DeployAnswer, DeployRequest, InstanceAnswer, InstanceList, RemovalAnswer, UpdateRequest};
-use dtma_api::output::OutputLine;
+use dtma_api::output::OutputItem;
 use serde_json::json;
 
 use super::super::table::{CHANGING, Failing, NAMED, Operation, RUNNING, Table};
@@ -69,11 +69,11 @@ fn output() -> Operation {
         .time("since", "Only lines written then or later.")
         .flag("follow", false, "Go on with what is written from now on, as server-sent events.")
         .flag("timestamps", true, "Say when each line was written.")
-        .lists::<OutputLine>(
+        .lists::<OutputItem>(
             200,
             "One line of JSON for each line of output; a `BrokenOff` at the end where it broke off.",
         )
-        .streams::<OutputLine>(
+        .streams::<OutputItem>(
             200,
             "With `follow`: one event for each line; an event `error` with a `BrokenOff` where it broke off.",
         )

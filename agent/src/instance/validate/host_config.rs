@@ -5,7 +5,6 @@ use serde_json::{Map, Value};
 use super::findings::{At, Findings, is_nothing};
 use super::{MOUNT_PATH_RULE, Policy, is_mount_path};
 use crate::instance::spec::{Capability, HostPort, Limits, Port, PortProtocol, RestartPolicy, Sandbox};
-use crate::instance::template::Defaults;
 
 /// What of a `HostConfig` becomes part of a spec.
 pub(super) struct HostConfig {
@@ -70,15 +69,15 @@ const READ: [&str; 17] = [
 ];
 
 impl HostConfig {
-    /// What is not said stays as `defaults` have it.
+    /// What is not said stays as `limits` and `sandbox` have it.
     pub(super) fn read(
         base: &Map<String, Value>,
         at: &At,
-        defaults: Defaults,
+        limits: Limits,
+        sandbox: Sandbox,
         policy: &Policy,
         findings: &mut Findings,
     ) -> Self {
-        let Defaults { limits, sandbox } = defaults;
         let mut read = Self { ports: Vec::new(), limits, restart: RestartPolicy::default(), sandbox };
         let at = at.key("HostConfig");
         let host = match base.get("HostConfig") {

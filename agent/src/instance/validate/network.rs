@@ -14,10 +14,11 @@ const MOST_DESTINATIONS: usize = 256;
 const RULE: &str =
     r#"must be "open", "none", or an object like {"allow": ["api.example.com:443", "*.example.org", "10.1.2.3:5432"]}"#;
 
-pub(super) fn egress(body: &Map<String, Value>, findings: &mut Findings) -> Egress {
+/// What is not said is as `default` has it.
+pub(super) fn egress(body: &Map<String, Value>, default: Egress, findings: &mut Findings) -> Egress {
     let at = At::root().key("egress");
     match body.get("egress") {
-        None | Some(Value::Null) => Egress::Open,
+        None | Some(Value::Null) => default,
         Some(Value::String(word)) if word == "open" => Egress::Open,
         Some(Value::String(word)) if word == "none" => Egress::None,
         Some(Value::Object(object)) => {

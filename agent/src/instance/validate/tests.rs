@@ -199,15 +199,17 @@ fn a_template_is_what_the_request_does_not_say() {
     assert_eq!(warnings, []);
     assert_eq!((spec.limits.memory_bytes, spec.limits.nano_cpus, spec.limits.pids), (128 << 20, 250_000_000, 64));
     assert!(spec.sandbox.read_only_root && spec.sandbox.tmpfs.contains_key("/tmp"));
+    assert_eq!(spec.network.egress, Egress::None);
     let (spec, _) = read(json!({
         "template": ["hardened", "small"],
         "resourceLimits": { "cpu": 0.5 },
+        "egress": "open",
         "volumes": [{ "name": "scratch", "path": "/tmp" }],
         "baseConfigOverrideJson": { "HostConfig": { "Memory": "256m", "ReadonlyRootfs": false, "Tmpfs": { "/run": "" } } },
     }))
     .unwrap();
     assert_eq!((spec.limits.memory_bytes, spec.limits.nano_cpus, spec.limits.pids), (256 << 20, 500_000_000, 64));
-    assert!(!spec.sandbox.read_only_root);
+    assert!(!spec.sandbox.read_only_root && spec.network.egress == Egress::Open);
     assert_eq!(spec.sandbox.tmpfs.keys().collect::<Vec<_>>(), ["/run"]);
     for nothing in [json!(null), json!(""), json!([]), json!("standard")] {
         assert_eq!(read(json!({ "template": nothing })).unwrap().0, read(json!({})).unwrap().0);
