@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod engine;
+mod groups;
 mod host;
 mod killed;
 mod relay;
