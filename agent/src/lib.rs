@@ -7,6 +7,8 @@
 pub mod backend;
 pub mod config;
 pub mod engine;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod http;
 pub mod instance;
 pub mod logs;

@@ -1,7 +1,9 @@
 //! `cargo xtask`: the one entry to everything a person or CI does with this repository.
 
 mod bench;
+mod chaos;
 mod demo;
+mod fuzz;
 mod release;
 mod terminal;
 mod test;
@@ -38,6 +40,10 @@ enum Task {
     Test(test::Options),
     /// Measure the released agent on a droplet against what it may cost
     Bench,
+    /// Make life hard for an agent on a droplet, and look whether it kept its promises
+    Chaos(chaos::Options),
+    /// Give libFuzzer's inputs to everything in the agent that reads bytes from outside
+    Fuzz(fuzz::Options),
     /// Build the agent's release archive into target/dist
     Release {
         /// Where to put it instead, as {out}/{version}/
@@ -68,6 +74,8 @@ fn main() -> ExitCode {
             Task::Down { all } => ended(down(all, &terminal).await, &terminal),
             Task::Test(options) => test::run(&options, &terminal).await,
             Task::Bench => ended(bench::run(&terminal).await, &terminal),
+            Task::Chaos(options) => chaos::run(&options, &terminal).await,
+            Task::Fuzz(options) => fuzz::run(&options, &terminal).await,
             Task::Release { out } => ended(release::run(out.as_deref(), &terminal).await, &terminal),
         }
     })
