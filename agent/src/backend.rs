@@ -4,5 +4,7 @@ mod client;
 mod link;
 pub mod pace;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use client::fuzzed::answer as fuzzed_answer;
 pub use client::{BackendClient, BackendError};
 pub use link::{Link, LinkState, NoToken, Patience, Reporting};

@@ -28,6 +28,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower_http::timeout::RequestBodyTimeoutLayer;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::tools::params::fuzzed::query as fuzzed_query;
+
 use self::error::ApiError;
 use self::frame::Gate;
 use self::server::ServerState;

@@ -3,6 +3,8 @@
 //! Owns validation, intent and the state machine. Must not do I/O or read a clock.
 
 pub mod batch;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 pub mod intent;
 pub mod network;
 pub mod reference;

@@ -9,6 +9,8 @@ pub mod backend;
 pub mod config;
 pub mod egress;
 pub mod engine;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod http;
 pub mod instance;
 pub mod logs;

@@ -13,6 +13,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 pub use probe::HttpProber;
+#[cfg(any(test, fuzzing))]
+pub(crate) use probe::fuzzed::probe as fuzzed_probe;
 pub(crate) use proxy::drop_hop_by_hop;
 pub use proxy::{Forwarding, Obstacle, Proxy};
 

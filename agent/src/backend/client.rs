@@ -1,5 +1,8 @@
 //! The two calls the agent makes, as HTTP.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzed;
+
 use std::time::Duration;
 
 use dtma_api::enrolment::{EnrolmentAnswer, EnrolmentRequest};

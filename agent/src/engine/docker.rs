@@ -2,6 +2,8 @@
 //! errors mean in [`errors`].
 
 mod errors;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 mod make;
 mod network;
 mod read;

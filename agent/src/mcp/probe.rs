@@ -1,5 +1,8 @@
 //! Finds out whether an instance answers as an MCP server: one handshake, in whichever era it speaks, cleaned up after.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzed;
+
 use std::time::Duration;
 
 use async_trait::async_trait;

@@ -4,6 +4,9 @@
 //! whole, so it is either the old list or the new one. A file that can't be read is kept aside and the list is put together again
 //! from the containers' labels. Environment variables are in it, so it is the owner's alone; secrets never are.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -287,8 +290,13 @@ fn parse(bytes: &[u8]) -> Result<(u64, Contents), String> {
     if hex::encode(Sha256::digest(body)) != header.sha256 {
         return Err("its checksum is wrong: it was truncated or changed".to_owned());
     }
-    let contents = serde_json::from_slice(body).map_err(|error| format!("its entries can't be read: {error}"))?;
-    Ok((header.generation, contents))
+    let contents: Contents =
+        serde_json::from_slice(body).map_err(|error| format!("its entries can't be read: {error}"))?;
+    // Everything is done by an entry's name, to the container its spec names.
+    match contents.entries.iter().find(|(name, entry)| *name != &entry.spec.name) {
+        Some((name, entry)) => Err(format!("its entry {name} is about {}", entry.spec.name)),
+        None => Ok((header.generation, contents)),
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! What the stories share: a scene with everything running, and waits that end. What should happen is in `tests/`, one story each,
 //! over real processes and real droplets; they need Docker and root and are run by `cargo xtask test`.
 
+pub mod chaos;
+
 use std::error::Error;
 use std::time::{Duration, Instant};
 
@@ -31,7 +33,14 @@ impl Scene {
     /// # Errors
     /// The first step that failed, with the ends of all logs when the environment doesn't become active.
     pub async fn set(image: &str) -> Result<Self, Box<dyn Error>> {
-        let stack = Stack::start(StackOptions { base_images: vec![image.to_owned()], ..story_options() }).await?;
+        Self::on(Stack::start(StackOptions { base_images: vec![image.to_owned()], ..story_options() }).await?).await
+    }
+
+    /// The same on a stack that runs.
+    ///
+    /// # Errors
+    /// As [`Self::set`].
+    pub async fn on(stack: Stack) -> Result<Self, Box<dyn Error>> {
         let environment = active(&stack, 140).await?;
         let agent = stack.agent(&environment)?;
         Ok(Self { stack, environment, agent })

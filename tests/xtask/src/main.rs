@@ -1,7 +1,9 @@
 //! `cargo xtask`: the one entry to everything a person or CI does with this repository.
 
 mod bench;
+mod chaos;
 mod demo;
+mod fuzz;
 mod interrupt;
 mod release;
 mod terminal;
@@ -40,6 +42,10 @@ enum Task {
     Test(test::Options),
     /// Measure the released agent on a droplet against what it may cost
     Bench,
+    /// Make life hard for an agent on a droplet, and look whether it kept its promises
+    Chaos(chaos::Options),
+    /// Give libFuzzer's inputs to everything in the agent that reads bytes from outside
+    Fuzz(fuzz::Options),
     /// Build the agent's release archive into target/dist
     Release {
         /// Where to put it instead, as {out}/{version}/
@@ -71,6 +77,8 @@ fn main() -> ExitCode {
             Task::Down { all } => unless_interrupted(down(all, &terminal), &terminal).await,
             Task::Bench => unless_interrupted(bench::run(&terminal), &terminal).await,
             Task::Release { out } => unless_interrupted(release::run(out.as_deref(), &terminal), &terminal).await,
+            Task::Chaos(options) => chaos::run(&options, &terminal).await,
+            Task::Fuzz(options) => fuzz::run(&options, &terminal).await,
         }
     })
 }

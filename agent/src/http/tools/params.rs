@@ -1,11 +1,14 @@
 //! What callers put into the path and the query.
 
+#[cfg(any(test, fuzzing))]
+pub(in crate::http) mod fuzzed;
+
 use std::collections::HashMap;
 use std::time::Duration;
 
 use axum::extract::{FromRequestParts, Path, Query};
-use axum::http::StatusCode;
 use axum::http::request;
+use axum::http::{StatusCode, Uri};
 use dtma_api::InstanceName;
 use dtma_api::failure::Fault;
 use jiff::Timestamp;
@@ -53,11 +56,8 @@ pub(in crate::http) struct Parameters(HashMap<String, String>);
 impl FromRequestParts<App> for Parameters {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut request::Parts, app: &App) -> Result<Self, ApiError> {
-        match Query::<HashMap<String, String>>::from_request_parts(parts, app).await {
-            Ok(Query(parameters)) => Ok(Self(parameters)),
-            Err(_) => Err(fault("", "is not a query")),
-        }
+    async fn from_request_parts(parts: &mut request::Parts, _: &App) -> Result<Self, ApiError> {
+        Self::of(&parts.uri)
     }
 }
 
@@ -66,6 +66,13 @@ fn fault(name: &str, problem: &str) -> ApiError {
 }
 
 impl Parameters {
+    fn of(uri: &Uri) -> Result<Self, ApiError> {
+        match Query::<HashMap<String, String>>::try_from_uri(uri) {
+            Ok(Query(parameters)) => Ok(Self(parameters)),
+            Err(_) => Err(fault("", "is not a query")),
+        }
+    }
+
     fn given(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|text| !text.is_empty())
     }

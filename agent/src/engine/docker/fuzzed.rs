@@ -1,0 +1,162 @@
+//! What must hold of everything that goes to Docker and comes from there. See [`crate::fuzz`].
+
+// What tests are made of may fail as loudly as the tests themselves.
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+
+use bollard::container::LogOutput;
+use bollard::models::ContainerInspectResponse;
+use serde_json::Value;
+
+use super::{make, read};
+use crate::engine::LogStream;
+use crate::instance::{Capability, DeploymentId, Policy, Spec, validate};
+
+/// All a container is ever asked for. Whatever isn't here might give it the host; think before adding to it.
+const CONTAINER: [&str; 10] =
+    ["Cmd", "Entrypoint", "Env", "ExposedPorts", "HostConfig", "Image", "Labels", "OpenStdin", "User", "WorkingDir"];
+const HOST_CONFIG: [&str; 16] = [
+    "CapAdd",
+    "CapDrop",
+    "Init",
+    "LogConfig",
+    "Memory",
+    "MemorySwap",
+    "Mounts",
+    "NanoCpus",
+    "NetworkMode",
+    "PidsLimit",
+    "PortBindings",
+    "ReadonlyRootfs",
+    "RestartPolicy",
+    "SecurityOpt",
+    "ShmSize",
+    "Tmpfs",
+];
+
+/// A deploy is refused for reasons that can be shown, or makes a container that is shut in.
+pub(crate) fn deploy(data: &[u8]) {
+    let Ok(body) = serde_json::from_slice::<Value>(data) else { return };
+    let policy = Policy::default();
+    match validate(&body, &policy) {
+        Err(refusal) => {
+            assert!(!refusal.faults.is_empty());
+            assert!(refusal.faults.iter().all(|fault| fault.path.starts_with('$') && !fault.problem.is_empty()));
+            assert_eq!(validate(&body, &policy), Err(refusal));
+        }
+        Ok((spec, warnings)) => {
+            assert!(warnings.iter().all(|warning| warning.path.starts_with('$')));
+            kept(&spec);
+            let made = shut_in(&spec);
+            let host = &made["HostConfig"];
+            let askable = Capability::ASKABLE.map(Capability::as_str);
+            assert!(list(&host["CapAdd"]).all(|capability| askable.contains(&capability.as_str().unwrap())));
+            for binding in values(&host["PortBindings"]).flat_map(|list| list.as_array().unwrap()) {
+                assert_eq!(binding["HostIp"], "127.0.0.1");
+                assert_ne!(binding["HostPort"], policy.agent_port.to_string(), "the agent's own port");
+            }
+            let targets = list(&host["Mounts"]).map(|mount| mount["Target"].as_str().unwrap());
+            let targets: Vec<&str> = targets.chain(keys(&host["Tmpfs"])).collect();
+            for target in &targets {
+                assert!(target.starts_with('/') && !target.split('/').any(|part| part == ".." || part == "."));
+                for kept in ["/proc", "/sys", "/dev", "/run/secrets"] {
+                    assert!(*target != kept && !target.starts_with(&format!("{kept}/")), "{target}");
+                }
+            }
+            assert_eq!(targets.iter().collect::<BTreeSet<_>>().len(), targets.len(), "mounted twice: {targets:?}");
+            for variable in list(&made["Env"]) {
+                let (name, value) = variable.as_str().unwrap().split_once('=').unwrap();
+                assert!(!name.is_empty() && !value.contains('\0'), "{variable}");
+            }
+        }
+    }
+}
+
+/// A spec read from a label, which may be anything, also makes a container that is shut in.
+pub(crate) fn label(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let Ok(spec) = serde_json::from_str::<Spec>(text) else { return };
+    kept(&spec);
+    shut_in(&spec);
+}
+
+/// A spec survives being written down, and keeps its hash.
+fn kept(spec: &Spec) {
+    let again: Spec = serde_json::from_str(&serde_json::to_string(spec).unwrap()).unwrap();
+    assert_eq!((&again, again.hash()), (spec, spec.hash()));
+}
+
+/// What Docker would be asked for, after a look at all of it.
+fn shut_in(spec: &Spec) -> Value {
+    let made = serde_json::to_value(make::container(spec, DeploymentId(uuid::Uuid::nil()), "main")).unwrap();
+    for (part, allowed) in [(&made, CONTAINER.as_slice()), (&made["HostConfig"], &HOST_CONFIG)] {
+        for (key, value) in part.as_object().unwrap() {
+            assert!(value.is_null() || allowed.contains(&key.as_str()), "{key} is asked for");
+        }
+    }
+    let host = &made["HostConfig"];
+    assert_eq!(host["NetworkMode"], "dtma");
+    assert_eq!(host["CapDrop"], serde_json::json!(["ALL"]));
+    assert_eq!(host["SecurityOpt"], serde_json::json!(["no-new-privileges:true"]));
+    for mount in list(&host["Mounts"]) {
+        assert_eq!(mount["Type"], "volume");
+        // Docker takes a source with a slash in it for a folder of the host only where it stands first.
+        assert!(mount["Source"].as_str().unwrap().starts_with("dtma."), "{mount}");
+    }
+    let labels = &made["Labels"];
+    assert_eq!((&labels["dtma.managed"], &labels["dtma.instance"]), (&"true".into(), &spec.name.as_str().into()));
+    let told = labels["dtma.spec"].as_str().unwrap();
+    let told: Spec = serde_json::from_str(told).unwrap();
+    assert!(told.process.environment.0.values().all(String::is_empty), "a value of the environment is in a label");
+    let mut without = spec.clone();
+    without.process.environment.0.values_mut().for_each(String::clear);
+    assert_eq!(told, without);
+    made
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+fn values(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_object().into_iter().flat_map(|object| object.values())
+}
+
+fn keys(value: &Value) -> impl Iterator<Item = &str> {
+    value.as_object().into_iter().flat_map(|object| object.keys().map(String::as_str))
+}
+
+/// Docker's description of a container is read, or is no description.
+pub(crate) fn inspect(data: &[u8]) {
+    let Ok(answer) = serde_json::from_slice::<ContainerInspectResponse>(data) else { return };
+    let read = read::container(answer, "dtma");
+    assert!(!read.name.starts_with('/'));
+    assert!(read.ports.is_sorted_by_key(|port| (port.private_port, port.protocol.clone(), port.public_port)));
+}
+
+/// A line of output loses its time and its end, and nothing else. The first byte chooses the stream.
+pub(crate) fn log(data: &[u8]) {
+    let Some((stream, message)) = data.split_first() else { return };
+    let message = bytes::Bytes::copy_from_slice(message);
+    let output = match stream % 4 {
+        0 => LogOutput::StdErr { message },
+        1 => LogOutput::StdOut { message },
+        2 => LogOutput::StdIn { message },
+        _ => LogOutput::Console { message },
+    };
+    let sent = String::from_utf8_lossy(&data[1..]).into_owned();
+    let line = read::line(output);
+    assert_eq!(line.stream == LogStream::Stderr, stream % 4 == 0);
+    let without_end = sent.strip_suffix('\n').unwrap_or(&sent);
+    let without_end = without_end.strip_suffix('\r').unwrap_or(without_end);
+    assert!(without_end.ends_with(&line.message));
+    match line.at {
+        None => assert_eq!(line.message, without_end),
+        Some(at) => {
+            let time = &without_end[..without_end.len() - line.message.len()];
+            assert_eq!(time.trim_end_matches(' ').parse::<jiff::Timestamp>().unwrap(), at);
+            assert!(time.len() - time.trim_end_matches(' ').len() <= 1, "more than the one space is gone");
+        }
+    }
+}
