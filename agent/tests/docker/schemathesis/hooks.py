@@ -48,6 +48,10 @@ def before_call(context, case, kwargs):
 def after_call(context, case, response):
     if case.path == "/restart" and response.status_code == 202:
         wait_until_ready()
+    # For the test to see that deploys weren't only refused.
+    if case.path == "/tools" and response.status_code == 201:
+        with open("deployed", "a", encoding="utf-8") as deployed:
+            deployed.write(response.text + "\n")
 
 
 def wait_until_ready():
