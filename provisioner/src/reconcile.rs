@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use dtma_api::EnvironmentId;
 use jiff::Timestamp;
+use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,8 @@ pub struct Pace {
     pub first_look: Duration,
     /// Looks come more and more slowly, down to this.
     pub slowest_look: Duration,
+    /// Between two looks at many droplets at once, which one list of the fleet pays for.
+    pub crowd_look: Duration,
     /// Between two rounds while something is in flight.
     pub tick: Duration,
     /// Between two sweeps, and two rounds when nothing happens.
@@ -47,6 +50,7 @@ impl Default for Pace {
         Self {
             first_look: Duration::from_millis(400),
             slowest_look: Duration::from_secs(5),
+            crowd_look: Duration::from_secs(2),
             tick: Duration::from_secs(1),
             sweep: Duration::from_secs(30),
             unresponsive_after: Duration::from_secs(180),
@@ -75,7 +79,22 @@ pub struct Reconciler {
 /// Steps in progress when the process is told to end get this long. What is not done then is resumed after the next start.
 const LAST_STEPS: Duration = Duration::from_secs(8);
 
-/// When to look at an environment's droplets again.
+/// Creates under way at once. An attempt's deadline and its token's life begin when its intent is written, so nothing is begun that would
+/// only wait for the cloud's allowance; those who wait have begun nothing, and come in the order they asked.
+const CREATES_AT_ONCE: usize = 10;
+
+/// Up to so many environments are looked at each in its own time and asked about one by one, which has no lag. More are looked at
+/// together: asking after each of many would use up the allowance that their creates wait for.
+const ONE_BY_ONE: usize = 3;
+
+/// When to look at droplets again.
+struct Looks {
+    each: HashMap<EnvironmentId, Look>,
+    /// At those of many environments together.
+    crowd_at: Instant,
+}
+
+/// When to look at one environment's droplets again.
 struct Look {
     generation: u64,
     wait: Duration,
@@ -99,10 +118,11 @@ impl Reconciler {
     async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut steps: JoinSet<Vec<EnvironmentId>> = JoinSet::new();
         let mut busy: HashSet<EnvironmentId> = HashSet::new();
-        let mut looks: HashMap<EnvironmentId, Look> = HashMap::new();
+        let mut looks = Looks { each: HashMap::new(), crowd_at: Instant::now() };
+        let creates = Arc::new(Semaphore::new(CREATES_AT_ONCE));
         loop {
             self.metrics.pass();
-            let wait = match self.pass(&mut steps, &mut busy, &mut looks).await {
+            let wait = match self.pass(&mut steps, &mut busy, &mut looks, &creates).await {
                 Ok(true) => self.pace.tick,
                 Ok(false) => self.pace.sweep,
                 Err(error) => {
@@ -110,7 +130,7 @@ impl Reconciler {
                     self.pace.slowest_look
                 }
             };
-            let soonest = looks.iter().filter(|(id, _)| !busy.contains(*id)).map(|(_, look)| look.at).min();
+            let soonest = looks.each.iter().filter(|(id, _)| !busy.contains(*id)).map(|(_, look)| look.at).min();
             let until = soonest.map_or(Instant::now() + wait, |at| at.min(Instant::now() + wait));
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -133,13 +153,16 @@ impl Reconciler {
         self: &Arc<Self>,
         steps: &mut JoinSet<Vec<EnvironmentId>>,
         busy: &mut HashSet<EnvironmentId>,
-        looks: &mut HashMap<EnvironmentId, Look>,
+        looks: &mut Looks,
+        creates: &Arc<Semaphore>,
     ) -> Result<bool, StoreError> {
         let rows = self.board.store().unsettled().await?;
         let any = !rows.is_empty();
         let in_flight: HashSet<EnvironmentId> = rows.iter().map(|row| row.id).collect();
-        looks.retain(|id, _| in_flight.contains(id));
-        let mut to_look_at = Vec::new();
+        looks.each.retain(|id, _| in_flight.contains(id));
+        // Those under way count: a newcomer among many is one of many.
+        let crowd = rows.iter().filter(|row| look::needed(&row.state)).count() > ONE_BY_ONE;
+        let mut worth_a_look = Vec::new();
         for row in rows {
             if busy.contains(&row.id) {
                 continue;
@@ -147,26 +170,51 @@ impl Reconciler {
             // Steps that need no look come at once.
             let step = plan(&row, &Observed::default(), &self.policy, Timestamp::now());
             if step != Step::Wait {
+                let turn = match step {
+                    Step::Create { .. } => match Arc::clone(creates).try_acquire_owned() {
+                        Ok(turn) => Some(turn),
+                        // Planned again when one of them is done.
+                        Err(_) => continue,
+                    },
+                    Step::Wait | Step::Delete(_) | Step::Become(_) => None,
+                };
                 busy.insert(row.id);
                 let reconciler = Arc::clone(self);
                 steps.spawn(async move {
                     reconciler.apply(&row, step).await;
+                    drop(turn);
                     vec![row.id]
                 });
-            } else if look::needed(&row.state) && self.due(&row, looks) {
-                to_look_at.push(row);
+            } else if look::needed(&row.state) {
+                worth_a_look.push(row);
             }
         }
+        let to_look_at = self.due(worth_a_look, crowd, looks);
         if !to_look_at.is_empty() {
             busy.extend(to_look_at.iter().map(|row| row.id));
             let reconciler = Arc::clone(self);
-            steps.spawn(async move { reconciler.look_and_act(to_look_at).await });
+            steps.spawn(async move { reconciler.look_and_act(to_look_at, crowd).await });
         }
         Ok(any)
     }
 
-    /// Whether it is time to look, and if so, when the next time is.
-    fn due(&self, row: &Environment, looks: &mut HashMap<EnvironmentId, Look>) -> bool {
+    /// Those at which it is time to look; sets the next time.
+    fn due(&self, mut rows: Vec<Environment>, crowd: bool, looks: &mut Looks) -> Vec<Environment> {
+        if !crowd {
+            rows.retain(|row| self.is_due(row, &mut looks.each));
+            return rows;
+        }
+        looks.each.clear();
+        let now = Instant::now();
+        if rows.is_empty() || now < looks.crowd_at {
+            return Vec::new();
+        }
+        looks.crowd_at = now + self.pace.crowd_look;
+        rows
+    }
+
+    /// Whether it is time to look at one, and if so, when the next time is.
+    fn is_due(&self, row: &Environment, looks: &mut HashMap<EnvironmentId, Look>) -> bool {
         let now = Instant::now();
         let fresh = || Look { generation: row.generation, wait: self.pace.first_look, at: now };
         let look = looks.entry(row.id).or_insert_with(fresh);
@@ -183,10 +231,10 @@ impl Reconciler {
         true
     }
 
-    async fn look_and_act(self: Arc<Self>, rows: Vec<Environment>) -> Vec<EnvironmentId> {
+    async fn look_and_act(self: Arc<Self>, rows: Vec<Environment>, crowd: bool) -> Vec<EnvironmentId> {
         // Taken before looking: what is seen is at least as new as this.
         let now = Timestamp::now();
-        let seen = self.look(&rows).await;
+        let seen = self.look(&rows, crowd).await;
         let mut steps = JoinSet::new();
         let ids = rows.iter().map(|row| row.id).collect();
         for (row, observed) in rows.into_iter().zip(seen) {

@@ -7,9 +7,7 @@ use super::plan::{Known, Observed};
 use crate::cloud::{ActionStatus, CloudError, Droplet, Power};
 use crate::environment::{DropletId, Environment, Placement, State, attempt_tag};
 
-/// Up to so many environments are asked about one by one, which has no lag; more share one list of the whole fleet.
-const ONE_BY_ONE: usize = 3;
-/// A droplet that is `new` for longer than this may have failed: its create action is asked too.
+/// A droplet that is `new`, or in no list, for longer than this may have failed: it is asked after by its id, and so is its create action.
 const LONG_NEW_SECONDS: i64 = 20;
 
 /// Whether a look can move an environment in this state on.
@@ -28,9 +26,9 @@ pub(super) fn needed(state: &State) -> bool {
 }
 
 impl Reconciler {
-    /// What is seen of each environment's droplets, in order.
-    pub(super) async fn look(&self, rows: &[Environment]) -> Vec<Observed> {
-        let fleet = if rows.len() > ONE_BY_ONE { self.list(&self.policy.fleet_tag).await } else { None };
+    /// What is seen of each environment's droplets, in order. With `crowd`, one list of the fleet serves them all.
+    pub(super) async fn look(&self, rows: &[Environment], crowd: bool) -> Vec<Observed> {
+        let fleet = if crowd { self.list(&self.policy.fleet_tag).await } else { None };
         join_all(rows.iter().map(|row| self.look_at(row, fleet.as_deref()))).await
     }
 
@@ -46,9 +44,12 @@ impl Reconciler {
                     Observed { tagged, ..Observed::default() }
                 }
                 Placement::Placed { droplet, action } => {
-                    let known = self.known(*droplet, fleet).await;
-                    let up = matches!(known, Known::Present(Droplet { power: Power::Active, public_ip: Some(_), .. }));
                     let long = jiff::Timestamp::now().duration_since(attempt.started_at).as_secs() >= LONG_NEW_SECONDS;
+                    let listed = fleet.is_none_or(|fleet| fleet.iter().any(|listed| listed.id == *droplet));
+                    // Lists lag behind: one that is missing there is most likely just new, and asking after each of many would use up
+                    // the allowance they all wait for.
+                    let known = if listed || long { self.known(*droplet, fleet).await } else { Known::Unseen };
+                    let up = matches!(known, Known::Present(Droplet { power: Power::Active, public_ip: Some(_), .. }));
                     let action = match action {
                         Some(action) if up || long => self.action(*action).await,
                         Some(_) | None => None,

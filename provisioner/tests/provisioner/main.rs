@@ -5,6 +5,7 @@
 
 mod cloud_client;
 mod crash;
+mod crowd;
 mod deprovision;
 mod enrolment;
 mod ensure;

@@ -11,6 +11,7 @@ use dtma_api::environment::EnvironmentStatus;
 use dtma_api::{CertificatePin, EnvironmentId, Token, TokenHash};
 use dtma_provisioner::accounts::Accounts;
 use dtma_provisioner::board::Board;
+use dtma_provisioner::cloud::Cloud;
 use dtma_provisioner::environment::{DropletSpec, Environment};
 use dtma_provisioner::heartbeats::Heartbeats;
 use dtma_provisioner::http::{App, Parts, router};
@@ -54,6 +55,7 @@ pub(crate) fn pace() -> Pace {
     Pace {
         first_look: Duration::from_millis(5),
         slowest_look: Duration::from_millis(20),
+        crowd_look: Duration::from_millis(10),
         tick: Duration::from_millis(20),
         sweep: Duration::from_millis(30),
         unresponsive_after: Duration::from_secs(60),
@@ -97,6 +99,12 @@ impl Rig {
 
     /// `before` sees the database before the loop does.
     pub(crate) async fn with(wishes: Wishes, before: impl AsyncFnOnce(&dyn Store)) -> Self {
+        let cloud = Arc::clone(&wishes.cloud) as Arc<_>;
+        Self::on(cloud, wishes, before).await
+    }
+
+    /// On another cloud than the wished one.
+    pub(crate) async fn on(cloud: Arc<dyn Cloud>, wishes: Wishes, before: impl AsyncFnOnce(&dyn Store)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("db.sqlite").display());
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&url).await.unwrap());
@@ -114,7 +122,7 @@ impl Rig {
         let stop = CancellationToken::new();
         let reconciler = Reconciler {
             board: Arc::clone(&board),
-            cloud: Arc::clone(&wishes.cloud) as Arc<_>,
+            cloud,
             releases: Arc::clone(&releases),
             public_url,
             policy: wishes.policy,
