@@ -129,11 +129,15 @@ async fn deploy(
     Ok((status, Json(GroupAnswer { success: true, message, data })))
 }
 
-/// A path's group id.
+/// A path's group id. What can't be one is nobody's.
 fn group(id: Result<Path<String>, PathRejection>) -> Result<GroupId, ApiError> {
-    let invalid = |error: String| ApiError::new(StatusCode::BAD_REQUEST, "invalid_request", error);
-    let Path(id) = id.map_err(|rejection| invalid(rejection.body_text()))?;
-    GroupId::try_from(id).map_err(|error| invalid(error.to_string()))
+    let Path(id) =
+        id.map_err(|rejection| ApiError::new(StatusCode::BAD_REQUEST, "invalid_request", rejection.body_text()))?;
+    GroupId::try_from(id.clone()).map_err(|_| no_group(&id))
+}
+
+fn no_group(id: &str) -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "group_not_found", format!("there is no group called {id}"))
 }
 
 async fn remove(
@@ -177,8 +181,7 @@ async fn health(
     let id = group(id)?;
     instances.looked().await;
     let found = groups(&instances.snapshot().instances).into_iter().find(|group| group.group_id == id);
-    let missing = || ApiError::new(StatusCode::NOT_FOUND, "group_not_found", format!("there is no group called {id}"));
-    Ok(Json(GroupHealthAnswer { success: true, data: found.ok_or_else(missing)? }))
+    Ok(Json(GroupHealthAnswer { success: true, data: found.ok_or_else(|| no_group(id.as_str()))? }))
 }
 
 fn groups(instances: &[InstanceView]) -> Vec<GroupStatus> {

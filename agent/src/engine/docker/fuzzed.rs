@@ -9,13 +9,25 @@ use bollard::container::LogOutput;
 use bollard::models::ContainerInspectResponse;
 use serde_json::Value;
 
+use super::network::Networks;
 use super::{make, read};
 use crate::engine::LogStream;
 use crate::instance::{Capability, DeploymentId, Policy, Spec, validate};
 
 /// All a container is ever asked for. Whatever isn't here might give it the host; think before adding to it.
-const CONTAINER: [&str; 10] =
-    ["Cmd", "Entrypoint", "Env", "ExposedPorts", "HostConfig", "Image", "Labels", "OpenStdin", "User", "WorkingDir"];
+const CONTAINER: [&str; 11] = [
+    "Cmd",
+    "Entrypoint",
+    "Env",
+    "ExposedPorts",
+    "HostConfig",
+    "Image",
+    "Labels",
+    "OpenStdin",
+    "User",
+    "WorkingDir",
+    "NetworkingConfig",
+];
 const HOST_CONFIG: [&str; 16] = [
     "CapAdd",
     "CapDrop",
@@ -89,14 +101,18 @@ fn kept(spec: &Spec) {
 
 /// What Docker would be asked for, after a look at all of it.
 fn shut_in(spec: &Spec) -> Value {
-    let made = serde_json::to_value(make::container(spec, DeploymentId(uuid::Uuid::nil()), "main")).unwrap();
+    let made =
+        serde_json::to_value(make::container(spec, DeploymentId(uuid::Uuid::nil()), "main", make::Place::default()))
+            .unwrap();
     for (part, allowed) in [(&made, CONTAINER.as_slice()), (&made["HostConfig"], &HOST_CONFIG)] {
         for (key, value) in part.as_object().unwrap() {
             assert!(value.is_null() || allowed.contains(&key.as_str()), "{key} is asked for");
         }
     }
     let host = &made["HostConfig"];
-    assert_eq!(host["NetworkMode"], "dtma");
+    // One of the agent's own networks, never the host's or another container's.
+    assert!(host["NetworkMode"].as_str().is_some_and(|mode| mode == "dtma" || mode.starts_with("dtma-")), "{host}");
+    assert!(keys(&made["NetworkingConfig"]["EndpointsConfig"]).all(|name| name == "dtma" || name.starts_with("dtma-")));
     assert_eq!(host["CapDrop"], serde_json::json!(["ALL"]));
     assert_eq!(host["SecurityOpt"], serde_json::json!(["no-new-privileges:true"]));
     for mount in list(&host["Mounts"]) {
@@ -130,7 +146,7 @@ fn keys(value: &Value) -> impl Iterator<Item = &str> {
 /// Docker's description of a container is read, or is no description.
 pub(crate) fn inspect(data: &[u8]) {
     let Ok(answer) = serde_json::from_slice::<ContainerInspectResponse>(data) else { return };
-    let read = read::container(answer, "dtma");
+    let read = read::container(answer, "main", &Networks::default());
     assert!(!read.name.starts_with('/'));
     assert!(read.ports.is_sorted_by_key(|port| (port.private_port, port.protocol.clone(), port.public_port)));
 }
