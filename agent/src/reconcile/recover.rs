@@ -35,7 +35,12 @@ pub(super) async fn contents(
     }
     for (name, container) in chosen {
         match entry(engine, name, container, now).await? {
-            Some(entry) => {
+            Some(mut entry) => {
+                let versions = containers.iter().filter(|other| other.instance.as_ref() == Some(name)).count();
+                if versions > 1 && entry.intent == Intent::Stop {
+                    // Two versions, and neither runs: they were about to change places. Nobody stops an instance in between.
+                    entry.intent = Intent::Run;
+                }
                 contents.entries.insert(name.clone(), Arc::new(entry));
             }
             None => {

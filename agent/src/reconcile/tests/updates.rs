@@ -153,3 +153,25 @@ async fn the_ports_of_both_versions_are_promised_and_an_id_is_kept() {
     let nobody = agent.instances.update(with_port("three", 8083), GATE, WAIT).await;
     assert!(matches!(nobody, Err(Rejection::NotFound(_))), "{nobody:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_ledger_lost_when_neither_version_runs_does_not_leave_the_instance_stopped() {
+    let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());
+    let agent = Agent::start(&engine, directory.path());
+    agent.instances.deploy(mcp("one"), WAIT).await.unwrap();
+    // Pulled, created, the old one stopped; the new one is about to be started.
+    engine.die_at(3, Death::Before);
+    tokio::select! {
+        result = agent.instances.update(next("one"), GATE, WAIT) => panic!("it should have died: {result:?}"),
+        () = engine.died.notified() => {}
+    }
+    agent.kill().await;
+    engine.live();
+    assert!(engine.ours().values().all(|word| *word != "running"), "{:?}", engine.ours());
+    std::fs::remove_file(directory.path().join("ledger.json")).unwrap();
+    let agent = Agent::start(&engine, directory.path());
+    agent.until(|snapshot| state_in(snapshot, "one") == Some(InstanceState::Running)).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(engine.ours(), running(&["one"]));
+    agent.kill().await;
+}
