@@ -147,7 +147,7 @@ impl EgressProxy {
             }
         };
         let open = self.0.shutdown.child_token();
-        tokio::spawn(serve::accept(Arc::clone(&self.0), listener, open.clone()));
+        tokio::spawn(serve::accept(Arc::downgrade(&self.0), listener, open.clone()));
         tracing::info!(%address, "the egress proxy listens");
         *door = Some(Door { address, _open: open.drop_guard() });
         self.set(EgressState::Open(address));

@@ -16,7 +16,7 @@ use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 
 use crate::instance::{
-    DeploymentId, Egress, HostPort, ImageReference, Limits, PortProtocol, RestartPolicy, Spec, SpecHash,
+    DeploymentId, Egress, HostPort, ImageReference, Limits, Network, PortProtocol, RestartPolicy, Spec, SpecHash,
 };
 
 /// What the agent asks of a container engine. Every verb is safe to repeat, except `create`, which answers
@@ -152,22 +152,34 @@ pub enum Link {
     Listed,
     /// The one a group's members reach each other on.
     Group(GroupId),
+    /// The one that leads out, for members of a group. They reach each other on it, too: Docker tells a name's address on this one first, and
+    /// it has to be one that can be reached.
+    GroupOpen(GroupId),
 }
 
 impl Link {
-    /// The one of an instance by what it may reach; on it the agent reaches the instance.
-    pub fn of_egress(egress: &Egress) -> Self {
-        match egress {
-            Egress::Open => Self::Open,
-            Egress::None => Self::Closed,
-            Egress::AllowList(_) => Self::Listed,
+    /// The one an instance is reached on by the agent, which is also its way out if it has one.
+    pub fn home(network: &Network) -> Self {
+        match (&network.egress, &network.group) {
+            (Egress::Open, None) => Self::Open,
+            (Egress::Open, Some(group)) => Self::GroupOpen(group.clone()),
+            (Egress::None, None) => Self::Closed,
+            (Egress::None, Some(group)) => Self::Group(group.clone()),
+            (Egress::AllowList(_), _) => Self::Listed,
         }
     }
 
     /// All that an instance's container has to be on, and no others.
-    pub fn all_of(spec: &Spec) -> BTreeSet<Self> {
-        let group = spec.network.group.clone().map(Self::Group);
-        std::iter::once(Self::of_egress(&spec.network.egress)).chain(group).collect()
+    pub fn all_of(network: &Network) -> BTreeSet<Self> {
+        std::iter::once(Self::home(network)).chain(network.group.clone().map(Self::Group)).collect()
+    }
+
+    /// Its members reach each other, and it goes when there are none.
+    pub fn is_of_group(&self) -> bool {
+        match self {
+            Self::Group(_) | Self::GroupOpen(_) => true,
+            Self::Open | Self::Closed | Self::Listed => false,
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -75,8 +75,9 @@ impl NoWay {
     }
 }
 
-/// Lets connections in until `open` is cancelled. What was let in goes on until it ends by itself, or the agent does.
-pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener, open: CancellationToken) {
+/// Lets connections in until `open` is cancelled, as it is when nobody holds the proxy any more. What was let in goes on until it ends by
+/// itself, or the agent does.
+pub(super) async fn accept(shared: Weak<Shared>, listener: TcpListener, open: CancellationToken) {
     loop {
         let accepted = tokio::select! {
             () = open.cancelled() => return,
@@ -84,9 +85,10 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener, open: Can
         };
         match accepted {
             Ok((stream, peer)) => {
+                let Some(shared) = shared.upgrade() else { return };
                 // One too many is hung up on: it is the instance's own doing.
                 let Some(place) = shared.connections.admit(peer.ip()) else { continue };
-                tokio::spawn(serve(Arc::clone(&shared), stream, peer.ip(), Arc::new(place)));
+                tokio::spawn(serve(shared, stream, peer.ip(), Arc::new(place)));
             }
             Err(error) => {
                 // Out of descriptors, most likely; asking again at once would only burn the processor.

@@ -215,18 +215,18 @@ impl Engine for DockerEngine {
 
     async fn create(&self, name: &str, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError> {
         let docker = self.docker().await?;
-        let link = Link::of_egress(&spec.network.egress);
+        let link = Link::home(&spec.network);
         // Alone, where it is given an address: so that nobody else is given the same.
         let (_alone, _with_others) = match link {
             Link::Listed => (Some(self.creating.write().await), None),
-            Link::Open | Link::Closed | Link::Group(_) => (None, Some(self.creating.read().await)),
+            Link::Open | Link::Closed | Link::Group(_) | Link::GroupOpen(_) => (None, Some(self.creating.read().await)),
         };
         let net = self.network(&docker, &link).await?;
         let place = match link {
             Link::Listed => {
                 make::Place { address: Some(self.free_address(&docker, &net, *deployment).await?), proxy: net.gateway }
             }
-            Link::Open | Link::Closed | Link::Group(_) => make::Place::default(),
+            Link::Open | Link::Closed | Link::Group(_) | Link::GroupOpen(_) => make::Place::default(),
         };
         let options = CreateContainerOptionsBuilder::new().name(name).build();
         let body = make::container(spec, *deployment, &self.scope, place);

@@ -131,7 +131,7 @@ pub(super) fn current<'a>(entry: &Entry, containers: &'a [Container]) -> Option<
 }
 
 fn of_version<'a>(version: Version<'_>, containers: &'a [Container], is_to_run: bool) -> Option<&'a Container> {
-    let links = Link::all_of(version.spec);
+    let links = Link::all_of(&version.spec.network);
     let rank = |container: &Container| match container.condition {
         Condition::Running { .. } => 0,
         Condition::Restarting(_) | Condition::Paused => 1,

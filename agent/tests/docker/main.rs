@@ -6,6 +6,7 @@
 mod engine;
 mod groups;
 mod host;
+mod isolation;
 mod killed;
 mod relay;
 mod schemathesis;

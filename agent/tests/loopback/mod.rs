@@ -84,7 +84,7 @@ impl Engine for LoopbackEngine {
                 ports: Vec::new(),
                 address: None,
                 own_address: None,
-                links: Link::all_of(spec),
+                links: Link::all_of(&spec.network),
             };
             containers.insert(id.0.clone(), container);
             id

@@ -105,7 +105,7 @@ pub(super) fn container(spec: &Spec, deployment: DeploymentId, scope: &str, plac
     let own = process.environment.0.iter();
     let own = own.filter(|(name, _)| place.proxy.is_none() || !PROXY_VARIABLES.contains(&name.as_str()));
     let variables = own.map(|(name, value)| format!("{name}={value}")).chain(proxy);
-    let network = network::name(scope, &Link::of_egress(&spec.network.egress));
+    let home = Link::home(&spec.network);
     let stdio = spec.mcp.as_ref().is_some_and(|mcp| mcp.transport == Transport::Stdio);
     let ports: Vec<String> =
         spec.ports.iter().map(|port| format!("{}/{}", port.container, port.protocol.as_str())).collect();
@@ -122,7 +122,10 @@ pub(super) fn container(spec: &Spec, deployment: DeploymentId, scope: &str, plac
         // A stdio server ends as soon as its standard input does.
         open_stdin: Some(stdio),
         networking_config: Some(NetworkingConfig {
-            endpoints_config: Some(HashMap::from([(network, network::endpoint(place.address))])),
+            endpoints_config: Some(HashMap::from([(
+                network::name(scope, &home),
+                network::endpoint(spec, &home, place.address),
+            )])),
         }),
         host_config: Some(host_config(spec, deployment, scope)),
         ..ContainerCreateBody::default()
@@ -178,7 +181,7 @@ fn host_config(spec: &Spec, deployment: DeploymentId, scope: &str) -> HostConfig
     let sandbox = &spec.sandbox;
     let shut_in = spec.network.egress != Egress::Open;
     HostConfig {
-        network_mode: Some(network::name(scope, &Link::of_egress(&spec.network.egress))),
+        network_mode: Some(network::name(scope, &Link::home(&spec.network))),
         dns: Some(vec![NO_NAME_SERVER.to_owned()]).filter(|_| shut_in),
         dns_options: Some(IMPATIENT.map(str::to_owned).to_vec()).filter(|_| shut_in),
         port_bindings: Some(bindings).filter(|bindings| !bindings.is_empty()),

@@ -1,7 +1,8 @@
 //! The agent's networks: which there are, that each is there once, and who is on them.
 //!
-//! One bridge for each kind of egress, all with their members kept apart, and one for each group, whose members reach each other. All but
-//! the first are internal: Docker gives them no way out of the host.
+//! One bridge for each kind of egress, all with their members kept apart; and for each group one whose members reach each other, with another
+//! beside it that leads out, if any of them may go there. All but those for open egress are internal: Docker gives them no way out of
+//! the host.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
@@ -51,7 +52,7 @@ impl Networks {
     }
 
     fn groups(&self) -> Vec<Link> {
-        self.0.keys().filter(|link| matches!(link, Link::Group(_))).cloned().collect()
+        self.0.keys().filter(|link| link.is_of_group()).cloned().collect()
     }
 }
 
@@ -81,6 +82,7 @@ pub(super) fn name(scope: &str, link: &Link) -> String {
         Link::Closed => format!("{base}.closed"),
         Link::Listed => format!("{base}.listed"),
         Link::Group(group) => format!("{base}.group.{group}"),
+        Link::GroupOpen(group) => format!("{base}.group-open.{group}"),
     }
 }
 
@@ -89,20 +91,23 @@ fn link_called(scope: &str, text: &str) -> Option<Link> {
         "" => Some(Link::Open),
         ".closed" => Some(Link::Closed),
         ".listed" => Some(Link::Listed),
-        rest => rest.strip_prefix(".group.")?.parse().ok().map(Link::Group),
+        rest => match (rest.strip_prefix(".group."), rest.strip_prefix(".group-open.")) {
+            (Some(group), _) => group.parse().ok().map(Link::Group),
+            (None, Some(group)) => group.parse().ok().map(Link::GroupOpen),
+            (None, None) => None,
+        },
     }
 }
 
 fn request(scope: &str, name: String, link: &Link, place: Option<IpamConfig>) -> NetworkCreateRequest {
-    let apart = !matches!(link, Link::Group(_));
-    let icc = HashMap::from([("com.docker.network.bridge.enable_icc".to_owned(), (!apart).to_string())]);
+    let icc = ("com.docker.network.bridge.enable_icc".to_owned(), link.is_of_group().to_string());
     NetworkCreateRequest {
         name,
         driver: Some("bridge".to_owned()),
-        internal: Some(*link != Link::Open),
+        internal: Some(!matches!(link, Link::Open | Link::GroupOpen(_))),
         // Members are kept apart by IPv4 rules only.
         enable_ipv6: Some(false),
-        options: Some(icc),
+        options: Some(HashMap::from([icc])),
         labels: Some(make::network_labels(scope)),
         ipam: place.map(|place| Ipam { config: Some(vec![place]), ..Ipam::default() }),
         ..NetworkCreateRequest::default()
@@ -305,15 +310,20 @@ impl DockerEngine {
         docker.list_containers(Some(options)).await.map_err(|error| sort("list containers", error))
     }
 
-    /// Puts a container that isn't started yet onto its group's network. Docker before 25 takes only one network when a container is made.
+    /// Puts a container that isn't started yet onto its group's network, where it isn't made on that one. Docker before 25 takes only one
+    /// network when a container is made.
     pub(super) async fn join_group(&self, docker: &Docker, id: &ContainerId, spec: &Spec) -> Result<(), EngineError> {
         const OPERATION: &str = "connect the container to its group";
-        let Some(group) = &spec.network.group else { return Ok(()) };
-        let net = self.network(docker, &Link::Group(group.clone())).await?;
-        let aliases = vec![spec.name.to_string(), format!("{}{}", spec.name, make::GROUP_DOMAIN)];
-        let endpoint_config = Some(EndpointSettings { aliases: Some(aliases), ..EndpointSettings::default() });
-        let request = NetworkConnectRequest { container: id.as_str().to_owned(), endpoint_config };
-        docker.connect_network(&net.id, request).await.map_err(|error| sort(OPERATION, error))
+        let home = Link::home(&spec.network);
+        for link in Link::all_of(&spec.network).into_iter().filter(|link| *link != home) {
+            let net = self.network(docker, &link).await?;
+            let request = NetworkConnectRequest {
+                container: id.as_str().to_owned(),
+                endpoint_config: Some(endpoint(spec, &link, None)),
+            };
+            docker.connect_network(&net.id, request).await.map_err(|error| sort(OPERATION, error))?;
+        }
+        Ok(())
     }
 
     /// Removes the networks of groups that none of our containers is in, whether it runs or not. Nobody waits for it: what is left is found
@@ -369,9 +379,11 @@ pub(super) fn given_address(endpoint: &EndpointSettings) -> Option<IpAddr> {
     endpoint.ipam_config.as_ref()?.ipv4_address.as_deref()?.parse().ok()
 }
 
-/// An endpoint with this address.
-pub(super) fn endpoint(address: Option<Ipv4Addr>) -> EndpointSettings {
+/// An endpoint with this address. In a group others find it by its name, whatever its container is called.
+pub(super) fn endpoint(spec: &Spec, link: &Link, address: Option<Ipv4Addr>) -> EndpointSettings {
+    let aliases = || vec![spec.name.to_string(), format!("{}{}", spec.name, make::GROUP_DOMAIN)];
     EndpointSettings {
+        aliases: link.is_of_group().then(aliases),
         ipam_config: address.map(|address| EndpointIpamConfig {
             ipv4_address: Some(address.to_string()),
             ..EndpointIpamConfig::default()
@@ -393,7 +405,9 @@ mod tests {
 
     #[test]
     fn every_network_is_known_again_by_its_name_and_by_no_other_agent() {
-        for link in [Link::Open, Link::Closed, Link::Listed, Link::Group("team.one-2".parse().unwrap())] {
+        let group: dtma_api::GroupId = "team.one-2".parse().unwrap();
+        let groups = [Link::Group(group.clone()), Link::GroupOpen(group)];
+        for link in [Link::Open, Link::Closed, Link::Listed].into_iter().chain(groups) {
             assert_eq!(link_called("main", &name("main", &link)), Some(link.clone()));
             assert_eq!(link_called("other", &name("other", &link)), Some(link.clone()));
             assert_eq!(link_called("main", &name("other", &link)), None, "{link:?}");
@@ -404,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn members_are_kept_apart_except_within_a_group_and_only_one_network_leads_out() {
+    fn members_are_kept_apart_except_within_a_group_and_only_what_is_open_leads_out() {
         let asked = |link: Link| {
             let request = request("main", name("main", &link), &link, None);
             (request.internal.unwrap(), request.options.unwrap()["com.docker.network.bridge.enable_icc"].clone())
@@ -413,6 +427,7 @@ mod tests {
         assert_eq!(asked(Link::Closed), (true, "false".to_owned()));
         assert_eq!(asked(Link::Listed), (true, "false".to_owned()));
         assert_eq!(asked(Link::Group("team".parse().unwrap())), (true, "true".to_owned()));
+        assert_eq!(asked(Link::GroupOpen("team".parse().unwrap())), (false, "true".to_owned()));
     }
 
     #[test]

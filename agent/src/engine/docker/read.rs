@@ -1,6 +1,6 @@
 //! What Docker answers, in the agent's own words. Docker's answers are read leniently: what is absent is as if it were empty.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use bollard::container::LogOutput;
@@ -88,19 +88,22 @@ fn links(
     networks: &Networks,
 ) -> (BTreeSet<Link>, Option<IpAddr>, Option<IpAddr>) {
     let mut links = BTreeSet::new();
-    let (mut address, mut own_address) = (None, None);
+    let mut addresses = BTreeMap::new();
+    let mut own_address = None;
     for (name, endpoint) in settings.networks.iter().flatten() {
         let id = endpoint.network_id.as_deref().unwrap_or_default();
         let Some(link) = networks.link(scope, name, id) else { continue };
-        if !matches!(link, Link::Group(_)) {
-            address = address.or_else(|| endpoint.ip_address.as_deref()?.parse().ok());
+        if let Some(address) = endpoint.ip_address.as_deref().and_then(|address| address.parse().ok()) {
+            addresses.insert(link.clone(), address);
         }
         if link == Link::Listed {
             own_address = network::given_address(endpoint);
         }
         links.insert(link);
     }
-    (links, address, own_address)
+    // On its own network, if it has one beside its group's; any would do for the agent, and it has to be the same every time.
+    let address = addresses.into_iter().min_by_key(|(link, _)| matches!(link, Link::Group(_)));
+    (links, address.map(|(_, address)| address), own_address)
 }
 
 fn ports(settings: NetworkSettings) -> Vec<PortView> {

@@ -300,7 +300,7 @@ fn make(world: &mut World, spec: &Spec, deployment: DeploymentId) -> Held {
     let container = Container {
         instance: Some(spec.name.clone()),
         spec_hash: spec.hash(),
-        links: Link::all_of(spec),
+        links: Link::all_of(&spec.network),
         spec_label: serde_json::to_string(&told).unwrap(),
         deployment: Some(deployment),
         settings: Settings::of(spec),
