@@ -3,10 +3,14 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use dtma_api::{AGENT_PORT, Token, TokenHash};
 use tracing_subscriber::EnvFilter;
+
+use crate::disks::Reserve;
 
 /// Everything an operator can decide. Nothing in it has been tried out: no port bound, no file opened.
 #[derive(Debug)]
@@ -29,6 +33,10 @@ pub struct Settings {
     pub docker_host: Option<String>,
     /// `DTMA_SCOPE`: which of several agents on one Docker Engine this is. `main`.
     pub scope: String,
+    /// `DTMA_DISK_RESERVE_MB` (512) and `DTMA_DISK_RESERVE_PERCENT` (5): how much disk is kept free; the larger of both.
+    pub disk_reserve: Reserve,
+    /// `DTMA_IMAGE_KEEP_DAYS`: how long an image the agent pulled is kept after its last use. 7.
+    pub image_max_age: Duration,
     /// `RUST_LOG`: what is logged. `info`.
     pub log_filter: String,
 }
@@ -97,7 +105,7 @@ impl fmt::Display for SettingsError {
     }
 }
 
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 11] = [
     "DTMA_STATE_DIR",
     "DTMA_TLS",
     "DTMA_PLAINTEXT",
@@ -106,6 +114,9 @@ const NAMES: [&str; 8] = [
     "DTMA_AUTH_TOKEN",
     "DTMA_ENROLMENT_TOKEN",
     "DTMA_SCOPE",
+    "DTMA_DISK_RESERVE_MB",
+    "DTMA_DISK_RESERVE_PERCENT",
+    "DTMA_IMAGE_KEEP_DAYS",
 ];
 
 /// Longest `DTMA_SCOPE`: it is part of the names of networks and volumes.
@@ -145,6 +156,8 @@ impl Settings {
             backend: reader.backend(),
             docker_host: reader.docker_host(),
             scope: reader.scope(),
+            disk_reserve: reader.disk_reserve(),
+            image_max_age: reader.image_max_age(),
             log_filter: reader.log_filter(),
         };
         if settings.caller_keys.is_empty() && !matches!(settings.backend, Backend::Provisioner { .. }) {
@@ -333,6 +346,28 @@ impl Reader {
         scope
     }
 
+    fn disk_reserve(&mut self) -> Reserve {
+        let default = Reserve::default();
+        let megabytes = self.number("DTMA_DISK_RESERVE_MB", 0..=1_000_000).map(|number| number * 1024 * 1024);
+        let percent = self.number("DTMA_DISK_RESERVE_PERCENT", 0..=90).and_then(|number| u8::try_from(number).ok());
+        Reserve { bytes: megabytes.unwrap_or(default.bytes), percent: percent.unwrap_or(default.percent) }
+    }
+
+    fn image_max_age(&mut self) -> Duration {
+        let days = self.number("DTMA_IMAGE_KEEP_DAYS", 1..=3650).unwrap_or(7);
+        Duration::from_secs(days * 24 * 3600)
+    }
+
+    /// A whole number; anything else is a fault.
+    fn number(&mut self, variable: &str, allowed: RangeInclusive<u64>) -> Option<u64> {
+        let text = self.get(variable)?;
+        let number = text.parse().ok().filter(|number| allowed.contains(number));
+        if number.is_none() {
+            self.fault(variable, &format!("must be a whole number from {} to {}", allowed.start(), allowed.end()));
+        }
+        number
+    }
+
     fn log_filter(&mut self) -> String {
         let filter = self.get("RUST_LOG").unwrap_or("info").to_owned();
         if let Err(error) = EnvFilter::try_new(&filter) {
@@ -380,6 +415,8 @@ mod tests {
         assert_eq!(settings.public_status, PublicStatus::Liveness);
         assert_eq!(settings.state_dir, PathBuf::from("/var/lib/dtma"));
         assert_eq!(settings.scope, "main");
+        assert_eq!(settings.disk_reserve, Reserve { bytes: 512 << 20, percent: 5 });
+        assert_eq!(settings.image_max_age, Duration::from_secs(604_800));
         let Backend::Provisioner { base_url, enrolment_token: Some(token) } = settings.backend else {
             panic!("{:?}", settings.backend)
         };
@@ -393,9 +430,12 @@ mod tests {
             ("DTMA_AUTH_TOKEN", "own"),
             ("BACKEND_TO_DTMA_API_KEY", "fleet"),
             ("PORT", "30000"),
+            ("DTMA_DISK_RESERVE_MB", "0"),
+            ("DTMA_DISK_RESERVE_PERCENT", "1"),
         ])
         .unwrap();
         assert_eq!(settings.caller_keys, [TokenHash::of("fleet")]);
+        assert_eq!(settings.disk_reserve, Reserve { bytes: 0, percent: 1 });
         assert!(matches!(settings.backend, Backend::Standalone { bearer, .. } if bearer.expose() == "own"));
     }
 
@@ -428,6 +468,9 @@ mod tests {
             ("OFFLINE_MODE", "maybe"),
             ("DOCKER_HOST", "/var/run/docker.sock"),
             ("DTMA_SCOPE", "Two Agents"),
+            ("DTMA_DISK_RESERVE_MB", "1g"),
+            ("DTMA_DISK_RESERVE_PERCENT", "91"),
+            ("DTMA_IMAGE_KEEP_DAYS", "0"),
             ("RUST_LOG", "dtma=nonsense"),
         ])
         .unwrap_err();
@@ -445,6 +488,9 @@ mod tests {
             "OFFLINE_MODE",
             "DOCKER_HOST",
             "DTMA_SCOPE",
+            "DTMA_DISK_RESERVE_MB",
+            "DTMA_DISK_RESERVE_PERCENT",
+            "DTMA_IMAGE_KEEP_DAYS",
             "RUST_LOG",
         ] {
             assert!(text.contains(&format!("\n  {variable}: ")), "{variable} in {text}");

@@ -4,9 +4,12 @@
 //! adapter is [`docker`]; nothing else may name its library.
 
 pub mod docker;
+mod exec;
+mod usage;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use async_trait::async_trait;
 use dtma_api::instance::{PortView, Progress};
@@ -15,8 +18,11 @@ use dtma_api::{GroupId, InstanceName};
 use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 
+pub use self::exec::{Exec, ExecEnd, ExecError, Executed, Kept};
+pub use self::usage::Usage;
 use crate::instance::{
-    DeploymentId, Egress, HostPort, ImageReference, Limits, Network, PortProtocol, RestartPolicy, Spec, SpecHash,
+    DeploymentId, Egress, HostPort, ImageReference, Limits, Network, PortProtocol, RegistryCredentials, RestartPolicy,
+    Spec, SpecHash,
 };
 
 /// What the agent asks of a container engine. Every verb is safe to repeat, except `create`, which answers
@@ -35,12 +41,23 @@ pub trait Engine: Send + Sync + 'static {
     /// Says whether the image is there without asking a registry; its digest where it came from one.
     async fn image(&self, image: &ImageReference) -> Result<Option<Image>, EngineError>;
 
-    /// Asks the registry for the image. `progress` is told about every change, at most a few times a second.
+    /// Asks the registry for the image. `progress` is told about every change, at most a few times a second, and how it ended up.
     async fn pull(
         &self,
         image: &ImageReference,
+        credentials: Option<&RegistryCredentials>,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<(), EngineError>;
+
+    /// Every image on the host, strangers' too.
+    async fn images(&self) -> Result<Vec<HeldImage>, EngineError>;
+
+    /// Takes a tag or a digest off an image, which removes it with its last one, or removes the image without any that has this id. Refused
+    /// while any container is made from it. Repeating it is a success.
+    async fn remove_image(&self, name: &str) -> Result<(), EngineError>;
+
+    /// The folder on this host where the engine keeps images and volumes; `None` when it is on another host.
+    async fn data_root(&self) -> Result<Option<PathBuf>, EngineError>;
 
     /// Makes the container called `name`, not started. Volumes and the networks it needs are made on the way. Dying in between
     /// may leave a container that isn't on all of them: see [`Container::links`].
@@ -79,6 +96,12 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Environment of a container as it was created, for putting a lost ledger together again.
     async fn environment(&self, id: &ContainerId) -> Result<Vec<(String, String)>, EngineError>;
+
+    /// Runs a command inside the container, beside its server, and waits for its end. Dropping the future leaves the command alone.
+    async fn exec(&self, id: &ContainerId, exec: &Exec) -> Result<Executed, ExecError>;
+
+    /// What the container has used, answered at once; `None` when it doesn't run, or the engine has no figures of it.
+    async fn usage(&self, id: &ContainerId) -> Result<Option<Usage>, EngineError>;
 
     /// One item for each change of a container of this agent; says that something changed, not what. Ends with an error when the
     /// engine goes away.
@@ -250,8 +273,25 @@ pub struct Exit {
 /// An image that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
+    /// The engine's id of it, `sha256:…`.
+    pub id: String,
     /// `sha256:…` of the manifest the registry gave, when it came from one.
     pub digest: Option<String>,
+}
+
+/// An image among all those on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldImage {
+    /// The engine's id of it, `sha256:…`.
+    pub id: String,
+    /// Its names with a tag, as [`ImageReference::familiar`] gives them.
+    pub tags: Vec<String>,
+    /// Its names with a digest, likewise.
+    pub digests: Vec<String>,
+    /// What it takes on the disk at most, bytes; layers may be other images' too.
+    pub bytes: u64,
+    /// A container, anybody's, running or not, is made from it.
+    pub used: bool,
 }
 
 /// What part of a container's output.

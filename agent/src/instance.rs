@@ -3,8 +3,10 @@
 //! Owns validation, intent and the state machine. Must not do I/O or read a clock.
 
 pub mod batch;
+mod credentials;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzed;
+mod image;
 pub mod intent;
 pub mod network;
 pub mod reference;
@@ -16,6 +18,7 @@ pub mod update;
 pub mod validate;
 
 pub use batch::{Batch, BatchId};
+pub use credentials::RegistryCredentials;
 pub use intent::{Departure, DeploymentId, Failure, FailureKind, Intent};
 pub use network::{Destination, Egress, Network};
 pub use reference::{Reference, Unresolved};
@@ -26,4 +29,7 @@ pub use spec::{
 pub use state::State;
 pub use template::Template;
 pub use update::{Course, HealthGate, LastUpdate, Update};
-pub use validate::{GroupPlan, Policy, Present, Refusal, Review, review, validate, validate_group, validate_update};
+pub use validate::{
+    GroupPlan, Policy, Present, Refusal, Review, group_credentials, registry_credentials, review, validate,
+    validate_group, validate_update,
+};

@@ -7,6 +7,7 @@
 
 pub mod backend;
 pub mod config;
+pub mod disks;
 pub mod egress;
 pub mod engine;
 #[cfg(any(test, fuzzing))]

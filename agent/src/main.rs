@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use dtma_agent::backend::{Link, Patience, Reporting};
 use dtma_agent::config::{Settings, Tls};
+use dtma_agent::disks::Disks;
 use dtma_agent::engine::docker::DockerEngine;
 use dtma_agent::http::callers::Callers;
 use dtma_agent::http::frame::{Answered, Gate};
@@ -116,14 +117,16 @@ async fn run(settings: Settings, logs: logs::LogRing) -> Result<(), Box<dyn Erro
     };
     let callers = Arc::new(Callers::new(settings.caller_keys.clone()));
     let link = Link::new(settings.backend, identity, &settings.caller_keys, &callers, Patience::default())?;
-    let system = system::start(state.path());
+    let disks = Arc::new(Disks::new(state.path(), settings.disk_reserve));
+    let system = system::start(Arc::clone(&disks));
 
     let engine = Arc::new(DockerEngine::connect(settings.docker_host.as_deref())?.scoped(&settings.scope));
     let (instances, mut reconciling) = reconcile::start(reconcile::Parts {
         engine,
         ledger: Ledger::open(state.path(), started_at)?,
         prober: Arc::new(HttpProber::default()),
-        timing: Timing::default(),
+        disks,
+        timing: Timing { image_max_age: settings.image_max_age, ..Timing::default() },
         shutdown: shutdown.clone(),
     });
 

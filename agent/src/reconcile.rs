@@ -8,16 +8,20 @@ mod apply;
 mod batch;
 mod desk;
 mod failure;
+mod fetch;
 mod foresee;
 mod handle;
+mod inside;
 mod journal;
 mod observe;
 mod plan;
+mod prune;
 mod publish;
 mod recover;
 mod residents;
 mod run;
 mod status;
+mod usage;
 mod work;
 
 use std::net::SocketAddr;
@@ -30,6 +34,8 @@ use dtma_api::instance::Transport;
 pub use handle::{
     Deployment, GroupDeployment, GroupRemoval, Instances, Members, NoUpstream, Rejection, Removal, Settled,
 };
+pub use inside::NotInside;
+pub use prune::Pruned;
 pub use run::{Parts, start};
 pub use status::{EngineStatus, PassReport, Snapshot};
 
@@ -83,6 +89,10 @@ pub struct Timing {
     pub retry_first: Duration,
     /// Longest such wait.
     pub retry_max: Duration,
+    /// Time between two samples of what instances use.
+    pub sample_every: Duration,
+    /// How long an image the agent pulled is kept after its last use.
+    pub image_max_age: Duration,
 }
 
 impl Default for Timing {
@@ -96,6 +106,8 @@ impl Default for Timing {
             stop_grace_seconds: 10,
             retry_first: Duration::from_secs(5),
             retry_max: Duration::from_secs(300),
+            sample_every: Duration::from_secs(30),
+            image_max_age: Duration::from_secs(7 * 24 * 3600),
         }
     }
 }

@@ -1,12 +1,14 @@
 //! Figures of the droplet, sampled in the background so that asking for them costs nothing.
 
-use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dtma_api::status::{DiskMetrics, MemoryMetrics, SystemMetrics};
-use sysinfo::{Disk, DiskRefreshKind, Disks};
+use sysinfo::{Disk, DiskRefreshKind};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
+
+use crate::disks::Disks;
 
 /// Time between two samples; also the span `cpu_load_percent` is taken over.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -22,9 +24,9 @@ pub struct Sample {
     pub uptime_seconds: u64,
 }
 
-/// Takes a first sample, and one every few seconds for as long as somebody holds the receiver. `state_dir` names the disk meant.
-pub fn start(state_dir: &Path) -> watch::Receiver<Sample> {
-    let mut sampler = Sampler::new(state_dir);
+/// Takes a first sample, and one every few seconds for as long as somebody holds the receiver.
+pub fn start(disks: Arc<Disks>) -> watch::Receiver<Sample> {
+    let mut sampler = Sampler::new(disks);
     let (sender, receiver) = watch::channel(sampler.sample());
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(INTERVAL);
@@ -58,19 +60,20 @@ pub fn resident_bytes() -> u64 {
 struct Sampler {
     system: Option<sysinfo::System>,
     disk: Option<Disk>,
+    disks: Arc<Disks>,
 }
 
 impl Sampler {
-    fn new(state_dir: &Path) -> Self {
-        let disks = Disks::new_with_refreshed_list_specifics(DiskRefreshKind::nothing().with_storage()).ok();
-        let holds_state = |disk: &Disk| state_dir.starts_with(disk.mount_point());
+    fn new(watched: Arc<Disks>) -> Self {
+        let disks = sysinfo::Disks::new_with_refreshed_list_specifics(DiskRefreshKind::nothing().with_storage()).ok();
+        let holds_state = |disk: &Disk| watched.state_dir().starts_with(disk.mount_point());
         let disk = disks
             .map(Vec::from)
             .unwrap_or_default()
             .into_iter()
             .filter(holds_state)
             .max_by_key(|disk| disk.mount_point().as_os_str().len());
-        Self { system: sysinfo::System::new().ok(), disk }
+        Self { system: sysinfo::System::new().ok(), disk, disks: watched }
     }
 
     fn sample(&mut self) -> Sample {
@@ -96,6 +99,16 @@ impl Sampler {
                 free_bytes: disk.available_space(),
             };
         }
+        let docker_room = self.disks.docker_room();
+        // The same disk has the same size and, but for a moment's change, the same room.
+        let other = docker_room.filter(|room| room.total != sample.metrics.disk.total_bytes);
+        sample.metrics.docker_disk = other.map(|room| DiskMetrics {
+            mount: room.folder.to_string_lossy().into_owned(),
+            total_bytes: room.total,
+            used_bytes: room.total.saturating_sub(room.free),
+            free_bytes: room.free,
+        });
+        sample.metrics.disk_pressure = self.disks.short().is_some();
         if let Ok(load) = sysinfo::System::load_average() {
             sample.load_average = [load.one, load.five, load.fifteen];
         }
@@ -106,12 +119,16 @@ impl Sampler {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::disks::Reserve;
 
     #[test]
     fn a_sample_adds_up() {
         let directory = tempfile::tempdir().unwrap();
-        let mut sampler = Sampler::new(directory.path());
+        let disks = Arc::new(Disks::new(directory.path(), Reserve { bytes: 0, percent: 0 }));
+        let mut sampler = Sampler::new(Arc::clone(&disks));
         sampler.sample();
         let sample = sampler.sample();
         let memory = sample.metrics.memory;
@@ -120,12 +137,25 @@ mod tests {
         assert!(directory.path().starts_with(&disk.mount), "{disk:?}");
         assert!(disk.total_bytes > 0 && disk.used_bytes + disk.free_bytes == disk.total_bytes, "{disk:?}");
         assert!((0.0..=100.0).contains(&sample.metrics.cpu_load_percent));
+        assert!(!sample.metrics.disk_pressure && sample.metrics.docker_disk.is_none());
         assert!(sample.uptime_seconds > 0 && kernel().is_some() && resident_bytes() > 0);
+    }
+
+    #[test]
+    fn a_sample_tells_of_a_disk_that_is_short_and_of_docker_s_own_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let measure = |folder: &Path| Some(if folder.ends_with("docker") { (1_000, 10) } else { (2_000, 2_000) });
+        let disks = Disks::measured_by(directory.path(), Reserve { bytes: 0, percent: 5 }, measure);
+        disks.learn_data_root("/docker".into());
+        let metrics = Sampler::new(Arc::new(disks)).sample().metrics;
+        let docker = metrics.docker_disk.unwrap();
+        assert_eq!((docker.mount.as_str(), docker.total_bytes, docker.free_bytes), ("/docker", 1_000, 10));
+        assert!(metrics.disk_pressure);
     }
 
     #[tokio::test(start_paused = true)]
     async fn samples_are_taken_over_and_over() {
-        let mut samples = start(Path::new("/"));
+        let mut samples = start(Arc::new(Disks::new(Path::new("/"), Reserve::default())));
         for _ in 0..3 {
             samples.changed().await.unwrap();
         }

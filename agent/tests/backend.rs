@@ -287,7 +287,7 @@ async fn a_change_is_reported_soon_changes_together_once_and_progress_not_at_all
     assert_eq!(first.body["settings_generation"], Value::Null);
     agent.state.wait_for(|state| matches!(state, LinkState::Linked { taken: 1, .. })).await.unwrap();
 
-    agent.events.send(event(Some(Progress { current_bytes: 1, total_bytes: 2 }))).unwrap();
+    agent.events.send(event(Some(Progress { current_bytes: 1, total_bytes: 2, ..Progress::default() }))).unwrap();
     let second = backend.next().await;
     assert!((second.at - first.at).as_millis() >= 1_800, "{:?}", second.at - first.at);
 

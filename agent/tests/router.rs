@@ -17,6 +17,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::routing::post;
 use dtma_agent::backend::LinkState;
 use dtma_agent::config::PublicStatus;
+use dtma_agent::disks::{Disks, Reserve};
 use dtma_agent::http::callers::Callers;
 use dtma_agent::http::frame::{Answered, Gate};
 use dtma_agent::http::server::ServerState;
@@ -55,6 +56,7 @@ fn agent() -> Agent {
         engine: Arc::clone(&engine) as _,
         ledger: Ledger::open(directory.path(), Timestamp::now()).unwrap(),
         prober: Arc::new(HttpProber::default()),
+        disks: Arc::new(Disks::new(directory.path(), Reserve { bytes: 0, percent: 0 })),
         timing: Timing { observe_every: Duration::from_millis(200), ..Timing::default() },
         shutdown: shutdown.clone(),
     });
@@ -167,7 +169,12 @@ async fn whatever_is_asked_the_answer_is_json_with_a_stable_code() {
     let agent = agent();
     let failure = |status, code: &str| (status, code.to_owned());
     assert_eq!(agent.call("GET /nothing", "").await.failure(), failure(404, "no_such_route"));
-    assert_eq!(agent.call("GET /redeploy", "").await.failure(), failure(404, "no_such_route"));
+    assert_eq!(agent.call("GET /redeploy", "").await.failure(), failure(405, "method_not_allowed"));
+    for by_hand in ["POST /redeploy", "GET /update"] {
+        let answer = agent.call(by_hand, "").await;
+        assert_eq!(answer.failure(), failure(501, "no_updater"));
+        assert!(answer.json()["error"].as_str().unwrap().contains("install.sh"));
+    }
     assert_eq!(agent.call("PATCH /tools", "").await.failure(), failure(405, "method_not_allowed"));
     assert_eq!(agent.call("PUT /tools/x/mcp", "").await.failure(), failure(405, "method_not_allowed"));
     assert_eq!(agent.call("POST /tools/x/mcp", "{}").await.failure(), failure(404, "instance_not_found"));
@@ -214,7 +221,9 @@ async fn readiness_names_every_reason() {
     let agent = agent();
     // The first look at the engine may not have happened yet.
     let ready = agent.until("GET /ready", |answer| answer.status == 200).await;
-    let checks = json!({"docker_reachable": true, "ledger_writable": true, "enrolled": true});
+    let checks = json!({
+        "docker_reachable": true, "ledger_writable": true, "enrolled": true, "egress": true, "disk_pressure": false,
+    });
     assert_eq!((ready.status, ready.json()["checks"].clone()), (200, checks));
 
     agent.link.send_replace(LinkState::Enrolling { problem: Some("nobody answers".to_owned()) });
@@ -275,6 +284,62 @@ async fn a_server_without_a_way_in_says_which_kind_it_is() {
 }
 
 #[tokio::test]
+async fn a_command_is_answered_as_it_ended_and_only_a_few_run_at_once() {
+    let agent = agent();
+    assert_eq!(agent.deploy("plain", None, 80).await.status, 201);
+    let exec = |words: &[&str]| agent.call("POST /tools/plain/exec", json!({ "command": words }).to_string());
+    let answer = exec(&["say", "it"]).await;
+    let wanted = json!({
+        "success": true, "exit_code": 7, "stdout": "say it", "stderr": "\u{fffd}", "truncated": true, "dropped_bytes": 3,
+    });
+    assert_eq!((answer.status, answer.json()), (200, wanted));
+    let slow = exec(&["slow"]).await;
+    assert_eq!(slow.failure(), (504, "exec_timeout".to_owned()));
+    assert_eq!(slow.json()["details"]["killed"], false);
+    assert!(slow.json()["error"].as_str().unwrap().contains("POST /tools/plain/restart"));
+    assert_eq!(exec(&["nope"]).await.failure(), (422, "cannot_start".to_owned()));
+    assert_eq!(exec(&[]).await.failure(), (400, "invalid_request".to_owned()));
+    assert_eq!(agent.call("POST /tools/plain/exec", "x".repeat(300_000)).await.failure().0, 413);
+    assert_eq!(agent.call("POST /tools/none/exec", "{}").await.failure(), (404, "instance_not_found".to_owned()));
+
+    let fifth = async {
+        let fifth = exec(&["say"]).await;
+        agent.engine.gate.notify_one();
+        fifth
+    };
+    let waits = || exec(&["waits"]);
+    let (a, b, c, d, fifth) = tokio::join!(waits(), waits(), waits(), waits(), fifth);
+    assert_eq!(fifth.failure(), (503, "busy".to_owned()));
+    assert_eq!(fifth.headers[header::RETRY_AFTER], "1");
+    assert_eq!([a.status, b.status, c.status, d.status], [200; 4]);
+    assert_eq!(exec(&["say"]).await.status, 200);
+
+    assert_eq!(agent.call("POST /tools/plain/stop", "").await.status, 200);
+    assert_eq!(exec(&["say"]).await.failure(), (409, "not_running".to_owned()));
+    assert_eq!(agent.call("GET /tools/plain/stats", "").await.failure(), (409, "not_running".to_owned()));
+}
+
+#[tokio::test]
+async fn figures_of_an_instance_have_their_shape() {
+    let agent = agent();
+    assert_eq!(agent.deploy("plain", None, 80).await.status, 201);
+    let answer = agent.call("GET /tools/plain/stats", "").await;
+    let parsed: dtma_api::usage::StatsAnswer = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!(serde_json::to_value(&parsed).unwrap(), answer.json());
+    assert_eq!((parsed.data.cpu_percent, parsed.data.pids), (Some(0.0), 7));
+    assert_eq!(agent.call("GET /tools/plain/stats?stream=maybe", "").await.failure().0, 400);
+
+    let stopping = async {
+        tokio::time::sleep(Duration::from_millis(800)).await;
+        agent.call("POST /tools/plain/stop", "").await
+    };
+    let (stream, stopped) = tokio::join!(agent.call("GET /tools/plain/stats?stream=true", ""), stopping);
+    assert_eq!((stream.status, stopped.status), (200, 200));
+    assert!(stream.body.contains("memory_usage_bytes"), "{}", stream.body);
+    assert!(stream.body.ends_with("\"code\":\"not_running\"}\n\n"), "{}", stream.body);
+}
+
+#[tokio::test]
 async fn figures_and_metrics_are_there_for_those_who_may_see_them() {
     let agent = agent();
     assert_eq!(agent.deploy("plain", None, 80).await.status, 201);
@@ -282,9 +347,12 @@ async fn figures_and_metrics_are_there_for_those_who_may_see_them() {
     assert!(system["system_metrics"]["memory"].is_object() && system["kernel"].is_string(), "{system}");
     let metrics = agent.call("GET /metrics", "").await;
     assert!(metrics.headers[header::CONTENT_TYPE].to_str().unwrap().starts_with("text/plain"));
-    for line in
-        ["dtma_instances{state=\"running\"", "dtma_instance_restarts_total{instance=\"plain\"} 0", "dtma_enrolled 1"]
-    {
+    for line in [
+        "dtma_instances{state=\"running\"",
+        "dtma_instance_restarts_total{instance=\"plain\"} 0",
+        "dtma_enrolled 1",
+        "dtma_images_pruned_total{reason=\"age\"} 0",
+    ] {
         assert!(metrics.body.contains(line), "{line} in {}", metrics.body);
     }
     let diagnostics = agent.call("GET /diagnostics/docker", "").await.json();

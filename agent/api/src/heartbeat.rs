@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::enrolment::AgentSettings;
 use crate::instance::{Health, InstallationStatus};
 use crate::status::SystemMetrics;
+use crate::usage::ResourceUsage;
 use crate::{AccountToolInstanceId, InstanceName, Token};
 
 /// One heartbeat.
@@ -57,6 +58,9 @@ pub struct RuntimeDetails {
     pub restart_count: u64,
     /// Why it is not running, where it is not.
     pub error: Option<String>,
+    /// What it uses, as last sampled; absent while it doesn't run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource_usage: Option<ResourceUsage>,
 }
 
 /// The body of a 200 answer to a heartbeat; 204 means there is nothing to do.

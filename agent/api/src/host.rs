@@ -46,6 +46,9 @@ pub struct Checks {
     pub enrolled: bool,
     /// Instances whose egress is a list have their way out, or there are none.
     pub egress: bool,
+    /// A disk has less free than the agent keeps in reserve. No reason not to be ready: what runs goes on, and so does everything but a pull.
+    #[serde(default)]
+    pub disk_pressure: bool,
 }
 
 /// `details` of a `not_ready`.

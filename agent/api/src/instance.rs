@@ -1,6 +1,7 @@
 //! Instances on the wire: how they are deployed and how they are shown.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use jiff::Timestamp;
 use schemars::{JsonSchema, Schema};
@@ -10,7 +11,8 @@ use serde_json::Value;
 use crate::deploy_schema;
 use crate::failure::Fault;
 use crate::template::TemplateNames;
-use crate::{AccountToolInstanceId, GroupId, InstanceName};
+use crate::usage::ResourceUsage;
+use crate::{AccountToolInstanceId, GroupId, InstanceName, Token};
 
 /// Body of `POST /tools`, for callers to build. The agent doesn't parse with this type: it reads the JSON itself, so that it can name
 /// every fault at once.
@@ -60,6 +62,34 @@ pub struct DeployRequest {
     /// When to ask the registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_policy: Option<PullPolicy>,
+    /// For the registry the image comes from. Kept in memory only and no part of what makes two deploys the same; after a restart of the
+    /// agent a deploy of the same spec brings them again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry_credentials: Option<RegistryLogin>,
+}
+
+/// What a registry wants to see: either `username` and `password`, or `identityToken`.
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RegistryLogin {
+    /// The name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// The password, or a token that is used as one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub password: Option<Token>,
+    /// What the registry gave out at an earlier login.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub identity_token: Option<Token>,
+}
+
+/// Which of them there are, and nothing of what is in them.
+impl fmt::Debug for RegistryLogin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.identity_token.is_some() { "RegistryLogin(token)" } else { "RegistryLogin(password)" })
+    }
 }
 
 /// Where an instance may connect to: `"open"`, `"none"`, or `{"allow": ["api.example.com:443", …]}`.
@@ -125,6 +155,7 @@ impl DeployRequest {
             volumes: Vec::new(),
             egress: None,
             pull_policy: None,
+            registry_credentials: None,
         }
     }
 }
@@ -291,6 +322,9 @@ pub struct InstanceView {
     pub last_update: Option<UpdateView>,
     /// Why it is `failed`.
     pub error: Option<String>,
+    /// What it uses, as last sampled (every 30 s); absent while it doesn't run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource_usage: Option<ResourceUsage>,
 }
 
 /// How an update of an instance ended.
@@ -410,10 +444,16 @@ pub struct InstanceEvent {
 }
 
 /// How far a pull is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Progress {
     /// Bytes downloaded.
     pub current_bytes: u64,
     /// Bytes known to be needed; grows while layers are discovered.
     pub total_bytes: u64,
+    /// Layers that are there, unpacked.
+    #[serde(default)]
+    pub layers_done: u32,
+    /// Layers known to be needed.
+    #[serde(default)]
+    pub layers_total: u32,
 }

@@ -8,6 +8,7 @@ pub mod bootstrap;
 mod deploy_schema;
 pub mod enrolment;
 pub mod environment;
+pub mod exec;
 pub mod failure;
 pub mod group;
 pub mod heartbeat;
@@ -19,6 +20,7 @@ pub mod pin;
 pub mod status;
 pub mod template;
 pub mod token;
+pub mod usage;
 pub mod validation;
 
 pub use failure::Failure;

@@ -50,6 +50,12 @@ pub struct SystemMetrics {
     pub memory: MemoryMetrics,
     /// The disk holding the agent's state, and Docker's where it is the same.
     pub disk: DiskMetrics,
+    /// The disk holding Docker's images and volumes, where it is another one and the agent can see it; its mount is Docker's folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub docker_disk: Option<DiskMetrics>,
+    /// One of the disks has less free than the agent keeps in reserve: unused images are removed, and none is pulled until there is room.
+    #[serde(default)]
+    pub disk_pressure: bool,
 }
 
 /// Main memory, bytes.

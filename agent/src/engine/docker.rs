@@ -2,22 +2,26 @@
 //! errors mean in [`errors`].
 
 mod errors;
+mod exec;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzed;
+mod images;
 mod make;
 mod network;
 mod read;
+mod stats;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder, InspectContainerOptions,
-    ListContainersOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
-    RemoveVolumeOptions, RenameContainerOptionsBuilder, RestartContainerOptionsBuilder, StartContainerOptions,
-    StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
+    CreateContainerOptionsBuilder, EventsOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
+    ListVolumesOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptions,
+    RenameContainerOptionsBuilder, RestartContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
+    WaitContainerOptionsBuilder,
 };
 use bollard::{BollardRequest, ClientVersion, Docker};
 use dtma_api::instance::Progress;
@@ -25,17 +29,19 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::{Mutex, RwLock};
 
-use self::errors::{is_missing, sort, sort_pull};
+use self::errors::{is_missing, sort};
 use self::network::Networks;
-use super::{Container, ContainerId, Engine, EngineError, Image, Link, LogLine, LogOptions, Volumes};
-use crate::instance::{DeploymentId, ImageReference, PortProtocol, Spec};
+use super::{
+    Container, ContainerId, Engine, EngineError, Exec, ExecError, Executed, HeldImage, Image, Link, LogLine,
+    LogOptions, Usage, Volumes,
+};
+use crate::instance::{DeploymentId, ImageReference, PortProtocol, RegistryCredentials, Spec};
 
 /// How long Docker may take to begin its answer. Starting a container on a busy disk is the slowest.
 const ANSWER_SECONDS: u64 = 120;
-/// How long a pull may make no progress at all.
-const PULL_IDLE: Duration = Duration::from_secs(120);
-/// Shortest time between two reports of a pull's progress.
-const PROGRESS_PAUSE: Duration = Duration::from_millis(250);
+/// How long a pull may make no progress at all. Shorter than Docker's own answer may take, because a registry that is silent from the start
+/// keeps Docker from answering, and that is the registry's fault and not Docker's.
+const PULL_IDLE: Duration = Duration::from_secs(90);
 /// The newest API version whose answers these files were written against.
 const NEWEST_API: (usize, usize) = (1, 45);
 /// How many containers are looked at side by side.
@@ -53,6 +59,7 @@ pub struct DockerEngine {
     making: Mutex<()>,
     /// Read-held while a container is made that is to be on one, held alone while one is removed.
     creating: RwLock<()>,
+    pull_idle: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -85,6 +92,7 @@ impl DockerEngine {
             networks: Mutex::default(),
             making: Mutex::default(),
             creating: RwLock::default(),
+            pull_idle: PULL_IDLE,
         })
     }
 
@@ -93,6 +101,13 @@ impl DockerEngine {
     #[must_use]
     pub fn scoped(mut self, scope: &str) -> Self {
         scope.clone_into(&mut self.scope);
+        self
+    }
+
+    /// The same engine, giving up on a pull when nothing at all has come for `idle`; 90 s unless said otherwise.
+    #[must_use]
+    pub fn pull_idle(mut self, idle: Duration) -> Self {
+        self.pull_idle = idle;
         self
     }
 
@@ -188,29 +203,25 @@ impl Engine for DockerEngine {
     async fn pull(
         &self,
         image: &ImageReference,
+        credentials: Option<&RegistryCredentials>,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<(), EngineError> {
-        let docker = self.docker().await?;
-        let (name, version) = image.split();
-        let options = CreateImageOptionsBuilder::new().from_image(name).tag(version).build();
-        let mut answers = docker.create_image(Some(options), None, None);
-        let mut layers = read::Layers::default();
-        let mut told = None;
-        loop {
-            let next = tokio::time::timeout(PULL_IDLE, answers.next()).await.map_err(|_| {
-                let seconds = PULL_IDLE.as_secs();
-                EngineError::PullFailed { message: format!("the registry sent nothing for {seconds} s") }
-            })?;
-            let Some(answer) = next else { return Ok(()) };
-            layers.take(answer.map_err(sort_pull)?);
-            let now = tokio::time::Instant::now();
-            if told.is_none_or(|at| now.duration_since(at) >= PROGRESS_PAUSE)
-                && let Some(sum) = layers.progress()
-            {
-                told = Some(now);
-                progress(sum);
-            }
-        }
+        images::pull(&self.docker().await?, image, credentials, self.pull_idle, progress).await
+    }
+
+    async fn images(&self) -> Result<Vec<HeldImage>, EngineError> {
+        images::list(&self.docker().await?).await
+    }
+
+    async fn remove_image(&self, name: &str) -> Result<(), EngineError> {
+        images::remove(&self.docker().await?, name).await
+    }
+
+    async fn data_root(&self) -> Result<Option<PathBuf>, EngineError> {
+        // One behind a network address has its disk somewhere else.
+        let Address::Unix(_) = self.address else { return Ok(None) };
+        let about = self.docker().await?.info().await.map_err(|error| sort("tell about itself", error))?;
+        Ok(about.docker_root_dir.map(PathBuf::from).filter(|path| path.is_absolute()))
     }
 
     async fn create(&self, name: &str, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError> {
@@ -362,6 +373,14 @@ impl Engine for DockerEngine {
         let variables = answer.config.and_then(|config| config.env).unwrap_or_default();
         let pairs = variables.iter().filter_map(|variable| variable.split_once('='));
         Ok(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+    }
+
+    async fn exec(&self, id: &ContainerId, exec: &Exec) -> Result<Executed, ExecError> {
+        exec::run(&self.docker().await?, id, exec).await
+    }
+
+    async fn usage(&self, id: &ContainerId) -> Result<Option<Usage>, EngineError> {
+        stats::read(&self.docker().await?, id).await
     }
 
     fn changes(&self) -> BoxStream<'static, Result<(), EngineError>> {

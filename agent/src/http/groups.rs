@@ -23,7 +23,7 @@ use super::tools::failures::rejected;
 use super::tools::params::Parameters;
 use super::tools::routes::NOT_VALID;
 use super::tools::{json, policy, refused};
-use crate::instance::validate_group;
+use crate::instance::{group_credentials, validate_group};
 use crate::reconcile::Instances;
 
 /// Largest body of a group: as many servers as it may have, each with the largest environment anybody uses.
@@ -82,10 +82,12 @@ async fn deploy(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<GroupAnswer>), ApiError> {
     let wait = parameters.wait()?;
-    let mut plan = validate_group(&json(body)?, &policy(&app)).map_err(refused)?;
+    let body = json(body)?;
+    let mut plan = validate_group(&body, &policy(&app)).map_err(refused)?;
     let (id, atomic, total) = (plan.id.clone(), plan.atomic, plan.servers.len());
     let warnings = std::mem::take(&mut plan.warnings);
-    let deployment = app.parts().instances.deploy_group(plan, wait).await.map_err(rejected)?;
+    let deployment =
+        app.parts().instances.deploy_group_with(plan, group_credentials(&body), wait).await.map_err(rejected)?;
     let mut errors: BTreeMap<String, Failure> = BTreeMap::new();
     let mut deployed = Vec::new();
     let (mut settled, mut created) = (0, 0);

@@ -87,6 +87,7 @@ async fn ready(State(app): State<App>) -> Result<Json<Ready>, ApiError> {
         ledger_writable: ledger.is_ok(),
         enrolled: !matches!(link, LinkState::Enrolling { .. }),
         egress: !matches!(egress, EgressState::Closed { .. }),
+        disk_pressure: parts.system.borrow().metrics.disk_pressure,
     };
     if reasons.is_empty() {
         return Ok(Json(Ready { success: true, ready: true, checks }));

@@ -1,4 +1,5 @@
-//! The agent itself and the droplet it is on: `/system`, `/logs`, `/diagnostics/…`, `/restart`, and what became of the remote shell.
+//! The agent itself and the droplet it is on: `/system`, `/logs`, `/diagnostics/…`, `/restart`, and what became
+//! of the remote shell and isn't there yet of updates.
 
 use std::convert::Infallible;
 
@@ -17,7 +18,7 @@ use tokio_stream::wrappers::BroadcastStream;
 
 use super::App;
 use super::error::ApiError;
-use super::table::{Operation, Table};
+use super::table::{Failing, Operation, Table};
 use super::tools::params::Parameters;
 use crate::backend::LinkState;
 use crate::logs::LogLine;
@@ -55,6 +56,8 @@ pub(super) fn routes<T: Table>(table: T) -> T {
                 .described("Tools keep running.")
                 .answers::<Accepted>(202, "It ends when this answer is out.")
         })
+        .post("/redeploy", no_updater, || Operation::new("Asks for an update of the agent").fails(&[NO_UPDATER]))
+        .get("/update", no_updater, || Operation::new("How an update of the agent stands").fails(&[NO_UPDATER]))
         .post("/ssh/execute", no_remote_shell, || {
             Operation::new("What became of the old agent's remote shell").fails(&[(
                 410,
@@ -175,6 +178,19 @@ async fn restart(State(app): State<App>) -> (StatusCode, Json<Accepted>) {
     app.parts().shutdown.cancel();
     let message = "the agent ends now and is started again; tools keep running".to_owned();
     (StatusCode::ACCEPTED, Json(Accepted { success: true, message }))
+}
+
+/// What both of them fail with.
+const NO_UPDATER: Failing = (501, "no_updater", "always; `error` says how an update is made by hand");
+
+/// Nothing updates this agent but a person, and whoever asks must not take it for done.
+async fn no_updater() -> ApiError {
+    ApiError::new(
+        StatusCode::NOT_IMPLEMENTED,
+        "no_updater",
+        "this version of the agent does not update itself; to update it by hand, unpack a newer release on the droplet and run \
+         'sudo bash install.sh': that makes it current and restarts the agent, and tools keep running",
+    )
 }
 
 async fn no_remote_shell() -> ApiError {

@@ -69,6 +69,12 @@ fn exposition(app: &App) -> String {
     page.one("dtma_passes_total", "counter", "Passes of the loop", &[], snapshot.pass.sequence as f64);
     let took = snapshot.pass.took.as_secs_f64();
     page.one("dtma_last_pass_seconds", "gauge", "How long the last pass took", &[], took);
+    let short = f64::from(u8::from(parts.system.borrow().metrics.disk_pressure));
+    page.one("dtma_disk_pressure", "gauge", "1 when a disk has less free than is kept in reserve", &[], short);
+    let pruned = parts.instances.pruned();
+    page.family("dtma_images_pruned_total", "counter", "Images removed because nobody needed them, by reason");
+    page.sample("dtma_images_pruned_total", &[("reason", "age")], pruned.by_age as f64);
+    page.sample("dtma_images_pruned_total", &[("reason", "disk_pressure")], pruned.for_room as f64);
     page.family("dtma_instances", "gauge", "Instances, by state and health");
     let mut counts = BTreeMap::<_, u32>::new();
     for view in &snapshot.instances {

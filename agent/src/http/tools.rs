@@ -1,10 +1,12 @@
 //! `/tools`: deploys, lifecycle calls, lists and logs. What is wrong with a request is answered here; what goes wrong with an instance
 //! is mapped in [`failures`].
 
+mod exec;
 pub(super) mod failures;
 mod logs;
 pub(super) mod params;
 pub(super) mod routes;
+mod stats;
 
 use axum::Json;
 use axum::extract::State;
@@ -23,7 +25,7 @@ use self::params::{Named, Parameters};
 pub(super) use self::routes::{MAX_BODY, routes};
 use super::App;
 use super::error::ApiError;
-use crate::instance::{Policy, Present, Refusal, validate, validate_update};
+use crate::instance::{Policy, Present, Refusal, registry_credentials, validate, validate_update};
 use crate::reconcile::{Instances, Rejection, Removal, Settled};
 
 /// Answer of `GET /tools`: [`dtma_api::instance::InstanceList`] without owning the instances; a test holds the two together.
@@ -50,9 +52,10 @@ async fn deploy(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<DeployAnswer>), ApiError> {
     let wait = parameters.wait()?;
-    let (spec, warnings) = validate(&json(body)?, &policy(&app)).map_err(refused)?;
-    let name = spec.name.clone();
-    let deployment = app.parts().instances.deploy(spec, wait).await.map_err(rejected)?;
+    let body = json(body)?;
+    let (spec, warnings) = validate(&body, &policy(&app)).map_err(refused)?;
+    let (name, credentials) = (spec.name.clone(), registry_credentials(&body));
+    let deployment = app.parts().instances.deploy_with(spec, credentials, wait).await.map_err(rejected)?;
     let (status, message) = match (deployment.settled, deployment.created) {
         (false, _) => {
             (StatusCode::ACCEPTED, format!("{name} is being deployed; GET /tools/{name} tells how far it is"))
@@ -79,8 +82,9 @@ async fn update(
     // An update leaves it where it is.
     let (group, shared_network) = instances.membership(&name);
     let policy = Policy { group, shared_network, ..policy(&app) };
-    let (spec, gate, warnings) = validate_update(&json(body)?, present, &policy).map_err(refused)?;
-    let updated = instances.update(spec, gate, wait).await.map_err(rejected)?;
+    let body = json(body)?;
+    let (spec, gate, warnings) = validate_update(&body, present, &policy).map_err(refused)?;
+    let updated = instances.update_with(spec, gate, registry_credentials(&body), wait).await.map_err(rejected)?;
     let (status, message) = match (updated.settled, updated.already) {
         (false, _) => (
             StatusCode::ACCEPTED,

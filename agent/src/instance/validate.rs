@@ -6,6 +6,7 @@
 //! that narrow what a container may do and aren't understood (an `egress` of another kind) are faults, since ignoring them would be a promise
 //! broken.
 
+mod credentials;
 mod findings;
 mod group;
 mod host_config;
@@ -20,9 +21,10 @@ use dtma_api::{AccountToolInstanceId, GroupId, InstanceName, failure::Fault};
 use serde_json::{Map, Value};
 
 use self::findings::{At, Findings, is_nothing};
-pub use self::group::{GroupPlan, validate_group};
+pub use self::group::{GroupPlan, group_credentials, validate_group};
 use self::host_config::HostConfig;
 pub use self::update::{Present, validate_update};
+use super::RegistryCredentials;
 use super::network::Network;
 use super::spec::{Environment, ImageReference, McpServer, Process, Spec, Volume};
 use super::template::{Defaults, Template};
@@ -134,6 +136,7 @@ pub fn review(body: &Value, policy: &Policy) -> Review {
     host.apply_resource_limits(body, &mut findings);
     network::warn_of_proxy_variables(&egress, &process.environment, &mut findings);
     not_built(body, &mut findings);
+    credentials::read(body, &mut findings);
     for path in host.sandbox.tmpfs.keys().filter(|path| volumes.iter().any(|volume| &volume.path == *path)) {
         findings.fault(&root.key("volumes"), format!("{path} is in HostConfig.Tmpfs as well"));
     }
@@ -160,6 +163,11 @@ pub fn review(body: &Value, policy: &Policy) -> Review {
         }
         _ => findings.review(None),
     }
+}
+
+/// The registry credentials in a body that [`validate`] has found nothing wrong with.
+pub fn registry_credentials(body: &Value) -> Option<RegistryCredentials> {
+    credentials::read(body.as_object()?, &mut Findings::default())
 }
 
 fn required_text<T: TryFrom<String, Error: std::fmt::Display>>(
@@ -433,7 +441,7 @@ fn not_built(body: &Map<String, Value>, findings: &mut Findings) {
     if body.get("healthCheck").is_some_and(|value| !is_nothing(value)) {
         findings.warn(&root.key("healthCheck"), "is ignored by this version of the agent");
     }
-    const KNOWN: [&str; 17] = [
+    const KNOWN: [&str; 18] = [
         "dockerImageUrl",
         "instanceNameOnToolbox",
         "accountToolInstanceId",
@@ -451,6 +459,7 @@ fn not_built(body: &Map<String, Value>, findings: &mut Findings) {
         "egress",
         "pullPolicy",
         "healthCheck",
+        credentials::KEY,
     ];
     findings.only_known(body, &root, &KNOWN);
 }

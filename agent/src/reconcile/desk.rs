@@ -7,12 +7,17 @@ use dtma_api::InstanceName;
 use tokio::sync::{Notify, OwnedMutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::inside::Doors;
 use super::journal::Journal;
 use super::plan::Nudge;
+use super::prune::Prune;
 use super::residents::Residents;
 use super::status::Snapshot;
+use super::usage::Samples;
+use crate::disks::Disks;
 use crate::egress::EgressProxy;
 use crate::engine::Engine;
+use crate::instance::RegistryCredentials;
 use crate::store::ledger::{Contents, Ledger, LedgerError};
 
 /// What handlers and the loop share.
@@ -26,6 +31,12 @@ pub(super) struct Shared {
     pub(super) engine: Arc<dyn Engine>,
     pub(super) residents: Residents,
     pub(super) egress: EgressProxy,
+    pub(super) doors: Doors,
+    pub(super) samples: Samples,
+    /// Rung when there are new samples.
+    pub(super) sampled: Notify,
+    pub(super) disks: Arc<Disks>,
+    pub(super) prune: Prune,
     write_problem: Mutex<Option<String>>,
 }
 
@@ -37,6 +48,8 @@ pub(super) struct Desk {
     tickets: BTreeMap<InstanceName, Tickets>,
     last_ticket: u64,
     nudges: BTreeMap<InstanceName, Nudge>,
+    /// Only here: they are never written down.
+    credentials: BTreeMap<InstanceName, Arc<RegistryCredentials>>,
 }
 
 /// Numbers of the requests for one instance, since it was accepted or since the agent started.
@@ -91,9 +104,21 @@ impl Desk {
         let last = self.ticket(name);
         self.tickets.remove(name);
         self.nudges.remove(name);
+        self.credentials.remove(name);
         let mut contents = self.contents().clone();
         contents.entries.remove(name);
+        contents.with_credentials.remove(name);
         (last, self.note(contents))
+    }
+
+    /// Keeps an instance's registry credentials until it is forgotten or the agent ends. That there are some has to be in the ledger.
+    pub(super) fn keep_credentials(&mut self, name: &InstanceName, credentials: RegistryCredentials) {
+        self.credentials.insert(name.clone(), Arc::new(credentials));
+    }
+
+    /// An instance's registry credentials, if they are still known.
+    pub(super) fn credentials(&self, name: &InstanceName) -> Option<Arc<RegistryCredentials>> {
+        self.credentials.get(name).cloned()
     }
 
     /// Leaves a nudge. A restart that is wanted isn't taken back by a start.
@@ -113,9 +138,15 @@ impl Desk {
 }
 
 impl Shared {
-    pub(super) fn new(ledger: Ledger, engine: Arc<dyn Engine>, shutdown: CancellationToken) -> Self {
+    pub(super) fn new(ledger: Ledger, engine: Arc<dyn Engine>, disks: Arc<Disks>, shutdown: CancellationToken) -> Self {
         let residents = Residents::default();
-        let desk = Desk { ledger, tickets: BTreeMap::new(), last_ticket: 0, nudges: BTreeMap::new() };
+        let desk = Desk {
+            ledger,
+            tickets: BTreeMap::new(),
+            last_ticket: 0,
+            nudges: BTreeMap::new(),
+            credentials: BTreeMap::new(),
+        };
         Self {
             desk: Arc::new(tokio::sync::Mutex::new(desk)),
             wake: Notify::new(),
@@ -124,6 +155,11 @@ impl Shared {
             engine,
             egress: EgressProxy::new(residents.clone(), shutdown),
             residents,
+            doors: Doors::new(),
+            samples: Samples::default(),
+            sampled: Notify::new(),
+            disks,
+            prune: Prune::new(),
             write_problem: Mutex::new(None),
         }
     }

@@ -10,8 +10,6 @@ use std::time::Duration;
 use dtma_api::heartbeat::ToolStatus;
 use dtma_api::instance::{InstanceEvent, InstanceView};
 use dtma_api::{AccountToolInstanceId, GroupId, InstanceName};
-use futures_util::StreamExt as _;
-use futures_util::stream::{self, BoxStream};
 use jiff::Timestamp;
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
@@ -19,11 +17,12 @@ use tokio::time::Instant;
 use super::desk::{Desk, Shared};
 use super::plan::Nudge;
 use super::status::{EngineStatus, Snapshot};
-use super::{Upstream, status};
+use super::{Pruned, Upstream, status};
 use crate::egress::EgressProxy;
-use crate::engine::{EngineError, LogLine, LogOptions};
 use crate::instance::reference;
-use crate::instance::{Departure, DeploymentId, Failure, Intent, LastUpdate, Reference, Spec, State, Unresolved};
+use crate::instance::{
+    Departure, DeploymentId, Failure, Intent, LastUpdate, Reference, RegistryCredentials, Spec, State, Unresolved,
+};
 use crate::store::ledger::{Contents, Entry, LedgerError};
 
 /// How long a caller is let wait for the first look at the engine after the agent's start.
@@ -254,6 +253,11 @@ impl Instances {
         &self.shared.egress
     }
 
+    /// How many images were removed because nobody needed them.
+    pub fn pruned(&self) -> Pruned {
+        self.shared.prune.counts()
+    }
+
     /// Every event from now on.
     pub fn events(&self) -> broadcast::Receiver<InstanceEvent> {
         self.shared.journal.watch().1
@@ -264,19 +268,24 @@ impl Instances {
         self.shared.journal.watch()
     }
 
-    /// The output of the instance's container; empty while there is none.
-    pub fn logs(&self, name: &InstanceName, options: LogOptions) -> BoxStream<'static, Result<LogLine, EngineError>> {
-        match self.snapshot().known.get(name).and_then(|known| known.container.clone()) {
-            Some(container) => self.shared.engine.logs(&container, options),
-            None => stream::empty().boxed(),
-        }
-    }
-
     /// Brings an instance into being and waits up to `wait` until it runs.
     ///
     /// # Errors
     /// When it can't be accepted, or was tried and failed; then nothing of it is left.
     pub async fn deploy(&self, spec: Spec, wait: Duration) -> Result<Deployment, Rejection> {
+        self.deploy_with(spec, None, wait).await
+    }
+
+    /// The same, with credentials for the registry its image comes from. They replace those given before, also where the spec is the same.
+    ///
+    /// # Errors
+    /// As [`Self::deploy`].
+    pub async fn deploy_with(
+        &self,
+        spec: Spec,
+        credentials: Option<RegistryCredentials>,
+        wait: Duration,
+    ) -> Result<Deployment, Rejection> {
         let deadline = Instant::now() + wait;
         self.engine_answers().await?;
         let name = spec.name.clone();
@@ -284,7 +293,7 @@ impl Instances {
         let (shared, asked) = (Arc::clone(&self.shared), name.clone());
         let accepted = self
             .record(move |desk| {
-                let accepted = accept::deploy(desk, &entry)?;
+                let accepted = accept::deploy(desk, &entry, credentials)?;
                 if accepted.created {
                     // Before the desk is left, and with it before the loop begins the work that the next events tell of.
                     shared.journal.write(&asked, "accepted", "the deploy was accepted");

@@ -57,6 +57,7 @@ impl Loop {
                 health,
                 health_reason: None,
                 last_probe_at: track.last_probe_at,
+                usage: container.and_then(|container| self.shared.samples.of(&container.id)),
             };
             instances.push(facts.view(now));
             let upstream = facts.upstream();

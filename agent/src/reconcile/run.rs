@@ -17,7 +17,8 @@ use super::observe::watch;
 use super::plan::Job;
 use super::status::{Departed, EngineStatus, PassReport};
 use super::work::{Gates, Outcome, Reached};
-use super::{Prober, Timing};
+use super::{Prober, Timing, prune, usage};
+use crate::disks::Disks;
 use crate::engine::{Container, Engine};
 use crate::instance::{Failure, State};
 use crate::store::ledger::{Found, Ledger, Purpose};
@@ -30,6 +31,8 @@ pub struct Parts {
     pub ledger: (Ledger, Found),
     /// How MCP servers are probed.
     pub prober: Arc<dyn Prober>,
+    /// The disks that may get full.
+    pub disks: Arc<Disks>,
     /// How patient it is.
     pub timing: Timing,
     /// Ends the loop, between two steps of whatever it does. The containers stay as they are.
@@ -39,7 +42,8 @@ pub struct Parts {
 /// Starts the loop. The task ends soon after `shutdown`.
 pub fn start(parts: Parts) -> (Instances, JoinHandle<()>) {
     let (ledger, found) = parts.ledger;
-    let shared = Arc::new(Shared::new(ledger, Arc::clone(&parts.engine), parts.shutdown.clone()));
+    let (engine, disks, shutdown) = (Arc::clone(&parts.engine), parts.disks, parts.shutdown.clone());
+    let shared = Arc::new(Shared::new(ledger, engine, disks, shutdown));
     let instances = Instances::new(Arc::clone(&shared));
     let (reports, inbox) = mpsc::unbounded_channel();
     let run = Loop {
@@ -140,6 +144,8 @@ impl Loop {
     async fn until(mut self, mut inbox: mpsc::UnboundedReceiver<(InstanceName, State)>, shutdown: CancellationToken) {
         let changed = Arc::new(Notify::new());
         let watcher = tokio::spawn(watch(Arc::clone(&self.engine), Arc::clone(&changed)));
+        let sampler = tokio::spawn(usage::watch(Arc::clone(&self.shared), self.timing.sample_every));
+        let pruner = tokio::spawn(prune::watch(Arc::clone(&self.shared), self.timing));
         let mut reason = "start";
         loop {
             self.pass(reason).await;
@@ -170,11 +176,14 @@ impl Loop {
                     self.observe_at = self.observe_at.min(Instant::now() + self.timing.observe_pause);
                     reason = "the engine reported a change";
                 }
+                () = self.shared.sampled.notified() => reason = "instances were sampled",
                 () = tokio::time::sleep_until(due) => reason = "timer",
             }
         }
         // Work under way is left where it is, as a crash would leave it; the next start goes on from there.
         watcher.abort();
+        sampler.abort();
+        pruner.abort();
         self.jobs.abort_all();
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use dtma_api::heartbeat::{RuntimeDetails, ToolStatus};
 use dtma_api::instance::{Health, InstallationStatus, InstanceView, UpdateOutcome, UpdateView};
+use dtma_api::usage::ResourceUsage;
 use dtma_api::{AccountToolInstanceId, GroupId, InstanceName};
 use jiff::Timestamp;
 
@@ -95,6 +96,8 @@ pub(super) struct Facts<'a> {
     pub(super) health: Health,
     pub(super) health_reason: Option<&'a str>,
     pub(super) last_probe_at: Option<Timestamp>,
+    /// Its container's last sample, whether it still runs or not.
+    pub(super) usage: Option<ResourceUsage>,
 }
 
 /// A server that has been restarted this often and isn't up for long keeps crashing.
@@ -106,7 +109,15 @@ impl Facts<'_> {
     pub(super) fn accepted(entry: &Entry) -> InstanceView {
         let state = State::Accepted;
         let health = Health::Unknown;
-        let facts = Facts { entry, container: None, state: &state, health, health_reason: None, last_probe_at: None };
+        let facts = Facts {
+            entry,
+            container: None,
+            state: &state,
+            health,
+            health_reason: None,
+            last_probe_at: None,
+            usage: None,
+        };
         facts.view(entry.accepted_at)
     }
 
@@ -148,6 +159,7 @@ impl Facts<'_> {
             group_id: spec.group.clone(),
             last_update: self.entry.last_update.as_ref().map(shown_update),
             error,
+            resource_usage: self.usage.clone().filter(|_| started_at.is_some()),
         }
     }
 
@@ -196,6 +208,7 @@ impl Snapshot {
                 health: view.health,
                 restart_count: view.restart_count,
                 error: view.error.clone(),
+                resource_usage: view.resource_usage.clone(),
             },
         });
         // Redeployed: the new one's story counts.
@@ -213,6 +226,7 @@ impl Snapshot {
                     health: Health::Unknown,
                     restart_count: 0,
                     error: Some(failure.message.clone()),
+                    resource_usage: None,
                 },
             })
         });

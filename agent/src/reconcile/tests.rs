@@ -4,6 +4,7 @@ mod deaths;
 mod fake;
 mod foreseen;
 mod groups;
+mod images;
 mod networks;
 mod properties;
 mod rivals;
@@ -58,6 +59,7 @@ impl Agent {
             engine: Arc::clone(engine) as Arc<dyn crate::engine::Engine>,
             ledger: Ledger::open(directory, Timestamp::UNIX_EPOCH).unwrap(),
             prober: Arc::clone(&answers) as Arc<dyn Prober>,
+            disks: Arc::clone(&engine.disks),
             timing: Timing::default(),
             shutdown: shutdown.clone(),
         });

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use dtma_api::InstanceName;
-use dtma_api::instance::{Health, Progress, PullPolicy, Transport};
+use dtma_api::instance::{Health, Transport};
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
@@ -30,7 +30,7 @@ const UNSEEN: std::time::Duration = std::time::Duration::from_secs(10);
 /// How much goes on at once, over all instances.
 #[derive(Debug)]
 pub(super) struct Gates {
-    pulls: Semaphore,
+    pub(super) pulls: Semaphore,
     calls: Semaphore,
 }
 
@@ -73,7 +73,7 @@ pub(super) struct Reached {
 }
 
 /// Why a job ends before its goal.
-enum Stop {
+pub(super) enum Stop {
     Failed(Failure),
     LookAgain,
 }
@@ -122,7 +122,7 @@ impl Work {
         Outcome::Reached(Box::new(progress))
     }
 
-    fn name(&self) -> &InstanceName {
+    pub(super) fn name(&self) -> &InstanceName {
         &self.job.instance
     }
 
@@ -134,11 +134,11 @@ impl Work {
         }
     }
 
-    fn spec(&self) -> &Spec {
+    pub(super) fn spec(&self) -> &Spec {
         self.version().spec
     }
 
-    fn enter(&self, state: State, event: &str, message: impl Into<String>) {
+    pub(super) fn enter(&self, state: State, event: &str, message: impl Into<String>) {
         self.shared.journal.write(self.name(), event, message);
         let state = match self.job.goal {
             Goal::Updated => State::Updating,
@@ -270,45 +270,6 @@ impl Work {
         match self.job.edition {
             Edition::Present => self.entry.spec.name.to_string(),
             Edition::Next => format!("dtma-next-{}", self.version().deployment.0),
-        }
-    }
-
-    /// Sees that the image is there; its digest.
-    async fn fetch(&self) -> Result<Option<String>, Stop> {
-        let engine = &self.shared.engine;
-        let image = &self.spec().image;
-        let policy = self.spec().pull_policy;
-        if policy != PullPolicy::Always {
-            match engine.image(image).await {
-                Ok(Some(found)) => return Ok(found.digest),
-                Ok(None) => {}
-                Err(error) => return Err(self.explain(&error).await),
-            }
-        }
-        if policy == PullPolicy::Never {
-            let message = format!("the image {image} is not on the droplet, and pullPolicy is never");
-            return Err(Stop::Failed(Failure::new(FailureKind::ImageNotFound, message)));
-        }
-        self.enter(State::Pulling, "pulling", format!("pulling {image}"));
-        let _permit = tokio::select! {
-            permit = self.gates.pulls.acquire() => permit,
-            () = self.cancel.cancelled() => return Err(Stop::LookAgain),
-        };
-        let tell = |progress: Progress| {
-            self.shared.journal.pulling(self.name(), format!("pulling {image}"), progress);
-        };
-        // Dropping a pull is safe: the engine keeps the layers it has, and the next pull goes on from there.
-        let pulled = tokio::select! {
-            pulled = engine.pull(image, &tell) => pulled,
-            () = self.cancel.cancelled() => return Err(Stop::LookAgain),
-        };
-        if let Err(error) = pulled {
-            return Err(self.explain(&error).await);
-        }
-        match engine.image(image).await {
-            Ok(Some(found)) => Ok(found.digest),
-            Ok(None) => Err(Stop::LookAgain),
-            Err(error) => Err(self.explain(&error).await),
         }
     }
 
@@ -469,7 +430,7 @@ impl Work {
     }
 
     /// Why an engine error ends the job.
-    async fn explain(&self, error: &EngineError) -> Stop {
+    pub(super) async fn explain(&self, error: &EngineError) -> Stop {
         tracing::warn!(
             instance = %self.name(),
             error = error as &dyn std::error::Error,

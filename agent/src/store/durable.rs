@@ -20,11 +20,19 @@ pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     {
         return Err(error);
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-    file.write_all(contents)?;
-    file.sync_all()?;
-    std::fs::rename(&draft, path)?;
+    let written = write(&draft, contents).and_then(|()| std::fs::rename(&draft, path));
+    if let Err(error) = written {
+        // On a full disk half a draft takes the room that others need. That it is there is no worse than before, should this fail too.
+        let _ = std::fs::remove_file(&draft);
+        return Err(error);
+    }
     File::open(directory)?.sync_all()
+}
+
+fn write(draft: &Path, contents: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(draft)?;
+    file.write_all(contents)?;
+    file.sync_all()
 }
 
 #[cfg(test)]

@@ -127,6 +127,22 @@ pub struct Contents {
     /// Ids of containers that bear our labels and could not be read when a lost ledger was put together again. Left alone.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub unreadable: BTreeSet<String>,
+    /// Instances that were deployed with registry credentials. Those are in memory only; this tells that they were lost from that they were
+    /// never needed.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub with_credentials: BTreeSet<InstanceName>,
+    /// Images the agent itself pulled and that were not on the host before, by their engine's id. Nobody else's are ever removed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub images: BTreeMap<String, PulledImage>,
+}
+
+/// An image the agent pulled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PulledImage {
+    /// What it was pulled as, in [`ImageReference::familiar`](crate::instance::ImageReference::familiar) form.
+    pub references: BTreeSet<String>,
+    /// When it was last seen in use; while it is in use, some hours behind.
+    pub last_used: Timestamp,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -323,7 +339,7 @@ mod tests {
             };
             (entry.spec.name.clone(), Arc::new(entry))
         });
-        Contents { entries: entries.collect(), unreadable: BTreeSet::new() }
+        Contents { entries: entries.collect(), ..Contents::default() }
     }
 
     #[test]

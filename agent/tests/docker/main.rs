@@ -6,6 +6,8 @@
 mod engine;
 mod groups;
 mod host;
+mod images;
+mod inside;
 mod isolation;
 mod killed;
 mod relay;

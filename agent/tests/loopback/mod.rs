@@ -3,14 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use dtma_agent::engine::{
-    Condition, Container, ContainerId, Engine, EngineError, Exit, Image, Link, LogLine, LogOptions, Settings, Volumes,
+    Condition, Container, ContainerId, Engine, EngineError, Exec, ExecEnd, ExecError, Executed, Exit, HeldImage, Image,
+    Kept, Link, LogLine, LogOptions, Settings, Usage, Volumes,
 };
-use dtma_agent::instance::{DeploymentId, ImageReference, PortProtocol, Spec};
+use dtma_agent::instance::{DeploymentId, ImageReference, PortProtocol, RegistryCredentials, Spec};
 use dtma_api::instance::Progress;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
@@ -20,6 +22,9 @@ use jiff::Timestamp;
 pub(crate) struct LoopbackEngine {
     containers: Mutex<BTreeMap<String, Container>>,
     gone: AtomicBool,
+    /// Lets one command that `waits` end.
+    #[allow(dead_code, reason = "each test program uses its part")]
+    pub(crate) gate: tokio::sync::Notify,
 }
 
 impl LoopbackEngine {
@@ -60,11 +65,28 @@ impl Engine for LoopbackEngine {
     }
 
     async fn image(&self, _: &ImageReference) -> Result<Option<Image>, EngineError> {
-        self.answer(|_| Some(Image { digest: None }))
+        self.answer(|_| Some(Image { id: "sha256:1".to_owned(), digest: None }))
     }
 
-    async fn pull(&self, _: &ImageReference, _: &(dyn Fn(Progress) + Send + Sync)) -> Result<(), EngineError> {
+    async fn pull(
+        &self,
+        _: &ImageReference,
+        _: Option<&RegistryCredentials>,
+        _: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<(), EngineError> {
         self.answer(|_| ())
+    }
+
+    async fn images(&self) -> Result<Vec<HeldImage>, EngineError> {
+        self.answer(|_| Vec::new())
+    }
+
+    async fn remove_image(&self, _: &str) -> Result<(), EngineError> {
+        self.answer(|_| ())
+    }
+
+    async fn data_root(&self) -> Result<Option<PathBuf>, EngineError> {
+        self.answer(|_| None)
     }
 
     async fn create(&self, name: &str, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError> {
@@ -139,6 +161,43 @@ impl Engine for LoopbackEngine {
 
     async fn environment(&self, _: &ContainerId) -> Result<Vec<(String, String)>, EngineError> {
         self.answer(|_| Vec::new())
+    }
+
+    async fn exec(&self, id: &ContainerId, exec: &Exec) -> Result<Executed, ExecError> {
+        let running = self.answer(|containers| {
+            containers.get(&id.0).is_some_and(|found| matches!(found.condition, Condition::Running { .. }))
+        })?;
+        let stdout = Kept { bytes: exec.command.join(" ").into_bytes(), dropped: 0 };
+        let executed = |end| Executed { end, stdout, stderr: Kept { bytes: b"\xff".to_vec(), dropped: 3 } };
+        match exec.command.first().map(String::as_str) {
+            _ if !running => Err(ExecError::NotRunning),
+            Some("nope") => Err(ExecError::CannotStart { message: "no such file".to_owned() }),
+            Some("slow") => Ok(executed(ExecEnd::TimedOut { killed: false })),
+            Some("waits") => {
+                self.gate.notified().await;
+                // One ring lets them all go, one after the other.
+                self.gate.notify_one();
+                Ok(executed(ExecEnd::Exited { code: 0 }))
+            }
+            Some(_) | None => Ok(executed(ExecEnd::Exited { code: 7 })),
+        }
+    }
+
+    async fn usage(&self, id: &ContainerId) -> Result<Option<Usage>, EngineError> {
+        self.answer(|containers| {
+            let found = containers.get(&id.0)?;
+            matches!(found.condition, Condition::Running { .. }).then(|| Usage {
+                at: Timestamp::now(),
+                cpu_nanos: 0,
+                memory_bytes: 1,
+                memory_limit_bytes: 2,
+                network_rx_bytes: 3,
+                network_tx_bytes: 4,
+                block_read_bytes: 5,
+                block_write_bytes: 6,
+                pids: 7,
+            })
+        })
     }
 
     fn changes(&self) -> BoxStream<'static, Result<(), EngineError>> {

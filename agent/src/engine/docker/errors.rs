@@ -16,6 +16,11 @@ pub(super) fn is_missing(error: &Error) -> bool {
     refusal(error).is_some_and(|(status, _)| status == 404)
 }
 
+/// It isn't as it would have to be: running, or not used by anybody.
+pub(super) fn is_conflict(error: &Error) -> bool {
+    refusal(error).is_some_and(|(status, _)| status == 409)
+}
+
 /// A container is on the network that was to be removed.
 pub(super) fn is_in_use(error: &Error) -> bool {
     refusal(error).is_some_and(|(_, message)| message.contains("has active endpoints"))
@@ -66,7 +71,10 @@ fn sort_refusal(operation: &'static str, status: u16, message: String) -> Engine
         }
         400..=499 => EngineError::Refused { operation, message },
         // A program or a folder that isn't in the image: Docker says 500 and means the request.
-        _ if message.contains("OCI runtime create failed") || message.contains("runc create failed") => {
+        _ if ["OCI runtime create failed", "runc create failed", "OCI runtime exec failed"]
+            .iter()
+            .any(|words| message.contains(words)) =>
+        {
             EngineError::Refused { operation, message }
         }
         _ => EngineError::Failed { operation, message },
@@ -92,7 +100,15 @@ pub(super) fn sort_pull(error: Error) -> EngineError {
     };
     if says(&["no space left on device"]) {
         EngineError::NoSpace { operation: "pull the image" }
-    } else if says(&["access denied", "unauthorized", "authentication required", "access to the resource is denied"]) {
+    } else if says(&[
+        "access denied",
+        "unauthorized",
+        "authentication required",
+        "no basic auth credentials",
+        "access to the resource is denied",
+        "denied: ",
+        "403 forbidden",
+    ]) {
         EngineError::PullDenied { message }
     } else if says(&["manifest unknown", "not found", "name unknown", "no matching manifest", "does not exist"]) {
         EngineError::ImageNotFound { message }
@@ -161,6 +177,14 @@ mod tests {
             sorted("pull access denied for x, repository does not exist or may require 'docker login'"),
             EngineError::PullDenied { .. }
         ));
+        for words in [
+            "Head \"http://r:5000/v2/x/manifests/1\": no basic auth credentials",
+            "Head \"https://r/v2/x/manifests/1\": denied: denied",
+            "unauthorized: incorrect username or password",
+            "error parsing HTTP 403 response body: unexpected status: 403 Forbidden",
+        ] {
+            assert!(matches!(sorted(words), EngineError::PullDenied { .. }), "{words}");
+        }
         assert!(matches!(
             sorted("manifest for r/x:1 not found: manifest unknown: manifest unknown"),
             EngineError::ImageNotFound { .. }

@@ -137,7 +137,8 @@ pub(super) fn image(answer: &ImageInspect, asked: &ImageReference) -> Image {
     let digests = answer.repo_digests.as_deref().unwrap_or_default();
     let split = || digests.iter().filter_map(|text| text.split_once('@'));
     let same_name = split().find(|(repository, _)| *repository == name || repository.ends_with(&format!("/{name}")));
-    Image { digest: same_name.or_else(|| split().next()).map(|(_, digest)| digest.to_owned()) }
+    let id = answer.id.clone().unwrap_or_default();
+    Image { id, digest: same_name.or_else(|| split().next()).map(|(_, digest)| digest.to_owned()) }
 }
 
 /// Whether a container publishes this port on the host.
@@ -175,10 +176,17 @@ pub(super) fn line(output: LogOutput) -> LogLine {
     LogLine { at, stream, message: message.to_owned() }
 }
 
-/// The layers of an image being pulled: bytes there, and bytes in all.
+/// The layers of an image being pulled.
 #[derive(Debug, Default)]
 pub(super) struct Layers {
-    layers: HashMap<String, (u64, u64)>,
+    layers: HashMap<String, Layer>,
+}
+
+#[derive(Debug, Default)]
+struct Layer {
+    /// Bytes there, and bytes in all; 0 of 0 while nothing has been said about them.
+    bytes: (u64, u64),
+    done: bool,
 }
 
 impl Layers {
@@ -187,28 +195,38 @@ impl Layers {
         let Some(id) = answer.id else { return };
         let bytes = |count: Option<i64>| count.and_then(|count| u64::try_from(count).ok());
         match answer.status.as_deref() {
+            Some("Pulling fs layer" | "Waiting") => {
+                self.layers.entry(id).or_default();
+            }
+            Some("Already exists") => self.layers.entry(id).or_default().done = true,
             Some("Downloading") => {
                 let Some(detail) = answer.progress_detail else { return };
                 if let (Some(current), Some(total)) = (bytes(detail.current), bytes(detail.total)) {
-                    self.layers.insert(id, (current.min(total), total));
+                    self.layers.entry(id).or_default().bytes = (current.min(total), total);
                 }
             }
-            Some("Download complete" | "Pull complete") => {
-                if let Some((current, total)) = self.layers.get_mut(&id) {
-                    *current = *total;
-                }
+            Some(word @ ("Download complete" | "Pull complete")) => {
+                let layer = self.layers.entry(id).or_default();
+                layer.bytes.0 = layer.bytes.1;
+                layer.done |= word == "Pull complete";
             }
             Some(_) | None => {}
         }
     }
 
-    /// How far the pull is, once the size of a layer is known.
+    /// How far the pull is, once there is a layer.
     pub(super) fn progress(&self) -> Option<Progress> {
         if self.layers.is_empty() {
             return None;
         }
-        let sum = |of: fn(&(u64, u64)) -> u64| self.layers.values().map(of).fold(0, u64::saturating_add);
-        Some(Progress { current_bytes: sum(|layer| layer.0), total_bytes: sum(|layer| layer.1) })
+        let sum = |of: fn(&Layer) -> u64| self.layers.values().map(of).fold(0, u64::saturating_add);
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        Some(Progress {
+            current_bytes: sum(|layer| layer.bytes.0),
+            total_bytes: sum(|layer| layer.bytes.1),
+            layers_done: count(self.layers.values().filter(|layer| layer.done).count()),
+            layers_total: count(self.layers.len()),
+        })
     }
 }
 
@@ -228,19 +246,26 @@ mod tests {
 
     #[test]
     fn progress_never_passes_the_whole() {
-        let report = |status: &str, current: i64, total: i64| CreateImageInfo {
-            id: Some("layer".into()),
+        let report = |id: &str, status: &str, current: i64, total: i64| CreateImageInfo {
+            id: Some(id.into()),
             status: Some(status.into()),
             progress_detail: Some(bollard::models::ProgressDetail { current: Some(current), total: Some(total) }),
             ..CreateImageInfo::default()
         };
         let mut layers = Layers::default();
+        layers.take(report("tag", "Pulling from repository", 0, 0));
         assert_eq!(layers.progress(), None);
-        layers.take(report("Downloading", 5, 10));
-        layers.take(report("Extracting", 1, 10));
-        assert_eq!(layers.progress(), Some(Progress { current_bytes: 5, total_bytes: 10 }));
-        layers.take(report("Downloading", 12, 10));
-        layers.take(report("Pull complete", 0, 0));
-        assert_eq!(layers.progress(), Some(Progress { current_bytes: 10, total_bytes: 10 }));
+        let mut after = |id, status, current, total| {
+            layers.take(report(id, status, current, total));
+            let sum = layers.progress().unwrap();
+            (sum.current_bytes, sum.total_bytes, sum.layers_done, sum.layers_total)
+        };
+        assert_eq!(after("a", "Pulling fs layer", 0, 0), (0, 0, 0, 1));
+        assert_eq!(after("b", "Already exists", 0, 0), (0, 0, 1, 2));
+        assert_eq!(after("a", "Downloading", 5, 10), (5, 10, 1, 2));
+        assert_eq!(after("a", "Extracting", 1, 10), (5, 10, 1, 2));
+        assert_eq!(after("a", "Downloading", 12, 10), (10, 10, 1, 2));
+        assert_eq!(after("a", "Download complete", 0, 0), (10, 10, 1, 2));
+        assert_eq!(after("a", "Pull complete", 0, 0), (10, 10, 2, 2));
     }
 }

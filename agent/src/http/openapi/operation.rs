@@ -84,7 +84,7 @@ pub(in crate::http) const CHANGING: [Failing; 6] = [
     (500, "docker_failed", "the Docker Engine failed; `GET /tools/{ref}/events` has what it said"),
     (500, "ledger_unwritable", "the request could not be recorded, and nothing was changed"),
     (503, "docker_unavailable", "the Docker Engine does not answer; try again after `Retry-After`"),
-    (507, "no_space", "the droplet's disk is full"),
+    (507, "no_space", "the droplet's disk is full, or has too little room for another image; `error` has the figures"),
     (409, "busy", "the instance is being brought up, updated or removed; try again after `Retry-After`"),
 ];
 
@@ -96,7 +96,7 @@ pub(in crate::http) const RUNNING: [Failing; 8] = [
     (422, "container_refused", "Docker won't make or start a container like this"),
     (422, "exited", "the server's process ended soon after its start; `details` has `exit_code` and `log`"),
     (422, "not_answering", "it runs and does not answer as an MCP server; `details.log`"),
-    (422, "pull_denied", "the registry wants a credential"),
+    (422, "pull_denied", "the registry wants other `registryCredentials`, or any"),
     (502, "pull_failed", "the registry can't be reached or broke off"),
 ];
 

@@ -1,12 +1,13 @@
 use std::path::Path;
 
+use dtma_api::exec::ExecTimeout;
 use dtma_api::host::NotReady;
 
 use super::DESCRIPTION;
 use super::document::Document;
 
 fn generate() -> String {
-    let document = super::super::table(Document::new()).with::<NotReady>().finish();
+    let document = super::super::table(Document::new()).with::<NotReady>().with::<ExecTimeout>().finish();
     let mut text = serde_json::to_string_pretty(&document).unwrap();
     text.push('\n');
     text

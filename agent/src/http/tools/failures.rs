@@ -5,8 +5,9 @@ use dtma_api::InstanceName;
 use serde_json::json;
 
 use super::super::error::ApiError;
+use crate::engine::EngineError;
 use crate::instance::{Failure, FailureKind};
-use crate::reconcile::Rejection;
+use crate::reconcile::{NotInside, Rejection};
 use crate::store::ledger::LedgerError;
 
 pub(super) fn not_found(name: &InstanceName) -> ApiError {
@@ -85,6 +86,61 @@ fn failed(failure: Failure) -> ApiError {
         FailureKind::EgressUnavailable => answer(StatusCode::SERVICE_UNAVAILABLE, "egress_unavailable"),
         FailureKind::EngineFailed => {
             let error = "the Docker Engine failed; GET /tools/{ref}/events has what it said";
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "docker_failed", error)
+        }
+    }
+}
+
+/// The answer when nothing was to be had inside a container; `what` it was to be done there.
+pub(super) fn not_inside(failure: NotInside, what: &str) -> ApiError {
+    match failure {
+        NotInside::NotRunning(name) => {
+            let error = format!("the instance {name} does not run; POST /tools/{name}/start starts it");
+            ApiError::new(StatusCode::CONFLICT, "not_running", error)
+        }
+        NotInside::Busy => {
+            let error = "the agent does as much of this at once as it may; try again in a moment";
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", error)
+                .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
+        }
+        NotInside::CannotStart(message) => {
+            let error = format!("the command can't be started in the container: {message}");
+            ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "cannot_start", error)
+        }
+        NotInside::NoFigures(name) => {
+            let error = format!(
+                "Docker has no figures of the instance {name}: it runs, and its control groups can't be read; Docker's log on the \
+                 droplet says why (each of those in /proc/cgroups has to be mounted)"
+            );
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "no_figures", error)
+        }
+        NotInside::Engine(error) => engine_failed(&error, what),
+    }
+}
+
+/// The answer when the engine didn't do what only reads.
+pub(super) fn engine_failed(error: &EngineError, what: &str) -> ApiError {
+    tracing::warn!(error = error as &dyn std::error::Error, what, "the engine did not do it");
+    match error {
+        EngineError::Unavailable { .. } => {
+            let error = "the Docker Engine on the droplet does not answer; GET /ready tells when it does";
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "docker_unavailable", error)
+                .with_header(header::RETRY_AFTER, HeaderValue::from_static("5"))
+        }
+        EngineError::ContainerGone { .. } => {
+            ApiError::new(StatusCode::CONFLICT, "busy", "the instance's container was just removed; try again")
+                .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
+        }
+        EngineError::ImageNotFound { .. }
+        | EngineError::PullDenied { .. }
+        | EngineError::PullFailed { .. }
+        | EngineError::NameTaken
+        | EngineError::PortTaken { .. }
+        | EngineError::NetworkGone { .. }
+        | EngineError::NoSpace { .. }
+        | EngineError::Refused { .. }
+        | EngineError::Failed { .. } => {
+            let error = format!("the Docker Engine could not {what}; the agent's log has what it said");
             ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "docker_failed", error)
         }
     }

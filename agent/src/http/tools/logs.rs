@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::header;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use dtma_api::output::{BrokenOff, OutputLine};
@@ -12,6 +12,7 @@ use futures_util::{Stream, StreamExt as _};
 
 use super::super::App;
 use super::super::error::ApiError;
+use super::failures::engine_failed;
 use super::params::{Named, Parameters};
 use crate::engine::{EngineError, LogLine, LogOptions};
 
@@ -33,7 +34,7 @@ pub(super) async fn logs(
     if !follow {
         // A failure that shows before the first line can still be answered as one. With `follow` the first line may be hours away.
         if let Some(Err(error)) = std::pin::Pin::new(&mut lines).peek().await {
-            return Err(failed(error));
+            return Err(engine_failed(error, "read the instance's log"));
         }
         return Ok(json_lines(lines, timestamps));
     }
@@ -68,29 +69,4 @@ fn json_lines(lines: impl Stream<Item = Result<LogLine, EngineError>> + Send + '
         })
     });
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(bytes)).into_response()
-}
-
-fn failed(error: &EngineError) -> ApiError {
-    tracing::warn!(error = error as &dyn std::error::Error, "logs could not be read");
-    match error {
-        EngineError::Unavailable { .. } => {
-            let error = "the Docker Engine on the droplet does not answer";
-            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "docker_unavailable", error)
-        }
-        EngineError::ContainerGone { .. } => {
-            ApiError::new(StatusCode::CONFLICT, "busy", "the instance's container was just removed; try again")
-        }
-        EngineError::ImageNotFound { .. }
-        | EngineError::PullDenied { .. }
-        | EngineError::PullFailed { .. }
-        | EngineError::NameTaken
-        | EngineError::PortTaken { .. }
-        | EngineError::NetworkGone { .. }
-        | EngineError::NoSpace { .. }
-        | EngineError::Refused { .. }
-        | EngineError::Failed { .. } => {
-            let error = "the Docker Engine could not read the instance's log";
-            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "docker_failed", error)
-        }
-    }
 }

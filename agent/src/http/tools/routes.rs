@@ -2,12 +2,14 @@
 
 use axum::extract::DefaultBodyLimit;
 use axum::handler::Handler as _;
+use dtma_api::exec::{ExecAnswer, ExecRequest};
 use dtma_api::instance::{DeployAnswer, DeployRequest, InstanceAnswer, InstanceList, RemovalAnswer, UpdateRequest};
 use dtma_api::output::OutputItem;
+use dtma_api::usage::{StatsAnswer, UsageItem};
 use serde_json::json;
 
 use super::super::table::{CHANGING, Failing, NAMED, Operation, RUNNING, Table};
-use super::{deploy, list, logs, remove, restart, show, start, stop, update};
+use super::{deploy, exec, list, logs, remove, restart, show, start, stats, stop, update};
 
 /// Largest body of a deploy.
 pub(in crate::http) const MAX_BODY: usize = 1024 * 1024;
@@ -57,6 +59,24 @@ pub(in crate::http) fn routes<T: Table>(table: T) -> T {
         .post("/mcp/servers/{ref}/restart", restart, restarting)
         .get("/tools/{ref}/logs", logs::logs, output)
         .get("/mcp/servers/{ref}/logs", logs::logs, output)
+        .get("/tools/{ref}/stats", stats::stats, || {
+            Operation::new("What an instance uses")
+                .described("Measured for the answer: that takes half a second, and up to three where Docker is slow.")
+                .flag("stream", false, "Go on, once a second, as server-sent events, until the instance stops.")
+                .answers::<StatsAnswer>(200, "Its figures.")
+                .streams::<UsageItem>(
+                    200,
+                    "With `stream`: one event for each measurement; an event `error` with a `Failure` where it stopped or broke off.",
+                )
+                .fails(&NAMED)
+                .fails(&INSIDE)
+                .fails(&[(
+                    503,
+                    "no_figures",
+                    "it runs, and Docker can't read its control groups; `error` says what to look at",
+                )])
+        })
+        .post("/tools/{ref}/exec", exec::exec.layer(DefaultBodyLimit::max(exec::MAX_BODY)), executing)
 }
 
 fn restarting() -> Operation {
@@ -82,6 +102,39 @@ fn output() -> Operation {
             (409, "busy", "its container was just removed; try again"),
             (500, "docker_failed", "the Docker Engine could not read the log"),
             (503, "docker_unavailable", "the Docker Engine does not answer"),
+        ])
+}
+
+/// For operations that look into a running container.
+const INSIDE: [Failing; 5] = [
+    (409, "not_running", "the instance does not run"),
+    (409, "busy", "its container was just removed; try again after `Retry-After`"),
+    (500, "docker_failed", "the Docker Engine failed; the agent's log has what it said"),
+    (503, "busy", "as much of this goes on at once as may; try again after `Retry-After`"),
+    (503, "docker_unavailable", "the Docker Engine does not answer; try again after `Retry-After`"),
+];
+
+fn executing() -> Operation {
+    Operation::new("Runs a command inside an instance's container")
+        .described(
+            "As the container's user, with no more than the container may, without a terminal and with nothing to read. Four commands run \
+             at once. Of each output the first 1 MiB is kept. A command whose time is over is killed together with its children where \
+             there is a shell in the container to do that; Docker itself can't. One whose caller goes away runs on for as long as it may.",
+        )
+        .takes::<ExecRequest>("The command. Fields that are not known are refused.")
+        .example(
+            "listing",
+            "A shell's text, with more time than usual",
+            json!({ "command": ["/bin/sh", "-c", "ls -l /data | head"], "timeout_seconds": 60 }),
+        )
+        .answers::<ExecAnswer>(200, "It ran and ended; whether it did what it should is in `exit_code`.")
+        .fails(&NAMED)
+        .fails(&INSIDE)
+        .fails(&[
+            (400, "invalid_request", "the body is not valid; `details` is a list of `Fault`s, all there are"),
+            (413, "invalid_request", "the body is longer than 256 KiB"),
+            (422, "cannot_start", "the container has no such program, or it can't be run; `error` has Docker's words"),
+            (504, "exec_timeout", "it did not end in time; `details` is an `ExecTimeout` with what it wrote and what became of it"),
         ])
 }
 

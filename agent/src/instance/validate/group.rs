@@ -7,8 +7,8 @@ use dtma_api::{GroupId, InstanceName};
 use serde_json::{Map, Value};
 
 use super::findings::{At, Findings};
-use super::{Policy, Refusal, required_text, validate};
-use crate::instance::Spec;
+use super::{Policy, Refusal, registry_credentials, required_text, validate};
+use crate::instance::{RegistryCredentials, Spec};
 
 /// More servers than a droplet runs.
 const MOST_SERVERS: usize = 32;
@@ -62,6 +62,16 @@ pub fn validate_group(body: &Value, policy: &Policy) -> Result<GroupPlan, Refusa
         }),
         Some(_) | None => Err(Refusal { faults, forbidden: servers.refusal.forbidden }),
     }
+}
+
+/// The registry credentials of each server in a body that [`validate_group`] has found nothing wrong with.
+pub fn group_credentials(body: &Value) -> BTreeMap<InstanceName, RegistryCredentials> {
+    let servers = body.get("servers").and_then(Value::as_array).into_iter().flatten();
+    let given = servers.filter_map(|server| {
+        let name = server.get("instanceNameOnToolbox")?.as_str()?.parse().ok()?;
+        Some((name, registry_credentials(server)?))
+    });
+    given.collect()
 }
 
 struct Options {

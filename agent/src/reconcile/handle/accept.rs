@@ -8,7 +8,7 @@ use dtma_api::instance::InstanceView;
 
 use super::{Rejection, update};
 use crate::engine::exact_ports;
-use crate::instance::{Failure, FailureKind, Intent, PortProtocol, Spec};
+use crate::instance::{Failure, FailureKind, Intent, PortProtocol, RegistryCredentials, Spec};
 use crate::reconcile::desk::Desk;
 use crate::reconcile::status::Facts;
 use crate::store::ledger::{Contents, Entry};
@@ -29,13 +29,19 @@ impl Accepted {
 }
 
 /// Takes a deploy into the ledger, or finds that the same was taken before.
-pub(super) fn deploy(desk: &mut Desk, entry: &Arc<Entry>) -> Result<Accepted, Rejection> {
+pub(super) fn deploy(
+    desk: &mut Desk,
+    entry: &Arc<Entry>,
+    credentials: Option<RegistryCredentials>,
+) -> Result<Accepted, Rejection> {
     let created = is_new(desk.contents(), entry)?;
+    let name = &entry.spec.name;
+    let mut contents = desk.contents().clone();
     if created {
-        let mut contents = desk.contents().clone();
-        contents.entries.insert(entry.spec.name.clone(), Arc::clone(entry));
-        desk.commit(contents).map_err(Rejection::Ledger)?;
+        contents.entries.insert(name.clone(), Arc::clone(entry));
     }
+    let credentials = credentials.map(|credentials| (name.clone(), credentials)).into_iter().collect();
+    commit_with(desk, contents, credentials)?;
     Ok(Accepted::new(desk, entry, created))
 }
 
@@ -43,6 +49,7 @@ pub(super) fn deploy(desk: &mut Desk, entry: &Arc<Entry>) -> Result<Accepted, Re
 pub(super) fn group(
     desk: &mut Desk,
     entries: Vec<Arc<Entry>>,
+    mut credentials: BTreeMap<InstanceName, RegistryCredentials>,
     atomic: bool,
 ) -> Result<BTreeMap<InstanceName, Result<Accepted, Rejection>>, Rejection> {
     let mut contents = desk.contents().clone();
@@ -73,8 +80,9 @@ pub(super) fn group(
         rejected.insert(name.clone(), Rejection::Failed(Failure { kind, message, log: Vec::new() }));
     }
     let refused = atomic && !rejected.is_empty();
-    if !refused && !created.is_empty() {
-        desk.commit(contents).map_err(Rejection::Ledger)?;
+    if !refused {
+        credentials.retain(|name, _| !rejected.contains_key(name));
+        commit_with(desk, contents, credentials)?;
     }
     let first = rejected.keys().next().cloned();
     let members = entries.iter().map(|entry| {
@@ -111,6 +119,32 @@ fn is_new(contents: &Contents, entry: &Entry) -> Result<bool, Rejection> {
     }
     ports_are_free(contents, &entry.spec)?;
     Ok(true)
+}
+
+/// Registry credentials for an instance that is there already; they replace those it had.
+pub(super) fn take_credentials(
+    desk: &mut Desk,
+    name: &InstanceName,
+    credentials: Option<RegistryCredentials>,
+) -> Result<(), Rejection> {
+    let credentials = credentials.map(|credentials| (name.clone(), credentials)).into_iter().collect();
+    commit_with(desk, desk.contents().clone(), credentials)
+}
+
+/// Writes down what is wanted, if that has changed, and that there are credentials, which themselves are only kept here.
+fn commit_with(
+    desk: &mut Desk,
+    mut contents: Contents,
+    credentials: BTreeMap<InstanceName, RegistryCredentials>,
+) -> Result<(), Rejection> {
+    contents.with_credentials.extend(credentials.keys().cloned());
+    if &contents != desk.contents() {
+        desk.commit(contents).map_err(Rejection::Ledger)?;
+    }
+    for (name, credentials) in credentials {
+        desk.keep_credentials(&name, credentials);
+    }
+    Ok(())
 }
 
 /// No other instance, in either of its versions, was promised a port of this spec.

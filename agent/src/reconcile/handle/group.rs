@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Deployment, Instances, Outcome, Rejection, accept, new_entry, set_intent};
-use crate::instance::{Batch, BatchId, Departure, GroupPlan, Intent};
+use crate::instance::{Batch, BatchId, Departure, GroupPlan, Intent, RegistryCredentials};
 
 /// What became of each member.
 pub type Members = BTreeMap<InstanceName, Result<Deployment, Rejection>>;
@@ -38,6 +38,19 @@ impl Instances {
     /// # Errors
     /// When nothing at all could be recorded. What went wrong with a member is said there.
     pub async fn deploy_group(&self, plan: GroupPlan, wait: Duration) -> Result<GroupDeployment, Rejection> {
+        self.deploy_group_with(plan, BTreeMap::new(), wait).await
+    }
+
+    /// The same, with registry credentials for some of its members.
+    ///
+    /// # Errors
+    /// As [`Self::deploy_group`].
+    pub async fn deploy_group_with(
+        &self,
+        plan: GroupPlan,
+        credentials: BTreeMap<InstanceName, RegistryCredentials>,
+        wait: Duration,
+    ) -> Result<GroupDeployment, Rejection> {
         let deadline = Instant::now() + wait;
         self.engine_answers().await?;
         let id = BatchId(uuid::Uuid::new_v4());
@@ -52,7 +65,7 @@ impl Instances {
         let shared = Arc::clone(&self.shared);
         let accepted = self
             .record(move |desk| {
-                let accepted = accept::group(desk, entries, atomic)?;
+                let accepted = accept::group(desk, entries, credentials, atomic)?;
                 for (name, member) in &accepted {
                     if member.as_ref().is_ok_and(|member| member.created) {
                         shared.journal.write(name, "accepted", "the deploy was accepted, as one of a group");

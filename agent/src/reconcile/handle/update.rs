@@ -8,7 +8,7 @@ use dtma_api::instance::PullPolicy;
 use tokio::time::Instant;
 
 use super::{Instances, Outcome, Rejection, Settled, accept, set_intent};
-use crate::instance::{Course, DeploymentId, HealthGate, Intent, Spec, State, Update};
+use crate::instance::{Course, DeploymentId, HealthGate, Intent, RegistryCredentials, Spec, State, Update};
 use crate::reconcile::desk::Desk;
 use crate::reconcile::plan::Nudge;
 use crate::reconcile::status::Facts;
@@ -28,6 +28,20 @@ impl Instances {
     /// # Errors
     /// When it can't be accepted, or the new version failed: the old one is then what it was before.
     pub async fn update(&self, spec: Spec, gate: HealthGate, wait: Duration) -> Result<Settled, Rejection> {
+        self.update_with(spec, gate, None, wait).await
+    }
+
+    /// The same, with credentials for the registry the new version's image comes from; they replace those given before.
+    ///
+    /// # Errors
+    /// As [`Self::update`].
+    pub async fn update_with(
+        &self,
+        spec: Spec,
+        gate: HealthGate,
+        credentials: Option<RegistryCredentials>,
+        wait: Duration,
+    ) -> Result<Settled, Rejection> {
         let deadline = Instant::now() + wait;
         self.engine_answers().await?;
         let name = spec.name.clone();
@@ -37,6 +51,7 @@ impl Instances {
             .record(move |desk| {
                 let before = desk.contents().entries.get(&asked).and_then(|entry| entry.update.clone());
                 let accepted = accept_update(desk, spec, gate)?;
+                accept::take_credentials(desk, &asked, credentials)?;
                 if accepted.deployment.is_some() && before.is_none() {
                     shared.journal.write(
                         &asked,

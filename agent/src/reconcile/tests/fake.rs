@@ -1,7 +1,11 @@
 //! A container engine in memory, strangers included, which can be told to fail, to hang and to be gone.
 
+mod images;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
@@ -13,11 +17,12 @@ use jiff::Timestamp;
 use tokio::sync::{Notify, broadcast};
 use tokio_stream::wrappers::BroadcastStream;
 
+use crate::disks::{Disks, Reserve};
 use crate::engine::{
-    Condition, Container, ContainerId, Engine, EngineError, Exit, Image, Link, LogLine, LogOptions, LogStream,
-    Settings, Volumes, exact_ports,
+    Condition, Container, ContainerId, Engine, EngineError, Exec, ExecEnd, ExecError, Executed, Exit, HeldImage, Image,
+    Kept, Link, LogLine, LogOptions, LogStream, Settings, Usage, Volumes, exact_ports,
 };
-use crate::instance::{DeploymentId, Environment, ImageReference, Limits, PortProtocol, Spec};
+use crate::instance::{DeploymentId, Environment, ImageReference, Limits, PortProtocol, RegistryCredentials, Spec};
 
 /// What a container does once it is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,8 +57,9 @@ type Fault = Arc<dyn Fn() -> EngineError + Send + Sync>;
 struct World {
     held: Vec<Held>,
     volumes: BTreeMap<String, (InstanceName, DeploymentId)>,
-    images: BTreeSet<String>,
+    images: BTreeMap<String, HeldImage>,
     registry: BTreeSet<String>,
+    wanted: BTreeMap<String, String>,
     manner: BTreeMap<String, Manner>,
     faults: BTreeMap<&'static str, Fault>,
     hangs: BTreeSet<&'static str>,
@@ -71,6 +77,12 @@ struct World {
 pub(crate) struct FakeEngine {
     world: Mutex<World>,
     changed: broadcast::Sender<()>,
+    /// As full as the images on it make it: 100 bytes large, and one byte of each image.
+    pub(crate) disks: Arc<Disks>,
+    filled: Arc<AtomicU64>,
+    epoch: tokio::time::Instant,
+    /// Lets what hangs go on.
+    released: Notify,
     /// Rung when the point of death is reached.
     pub(crate) died: Notify,
 }
@@ -84,7 +96,20 @@ impl FakeEngine {
             registry: ["registry.example/server:1", "registry.example/server:2"].map(str::to_owned).into(),
             ..World::default()
         };
-        Arc::new(Self { world: Mutex::new(world), changed: broadcast::Sender::new(64), died: Notify::new() })
+        let (changed, epoch) = (broadcast::Sender::new(64), tokio::time::Instant::now());
+        let filled = Arc::new(AtomicU64::new(0));
+        let used = Arc::clone(&filled);
+        let measure = move |_: &Path| Some((100, 100 - used.load(Ordering::Relaxed)));
+        let disks = Arc::new(Disks::measured_by(Path::new("/state"), Reserve { bytes: 97, percent: 0 }, measure));
+        Arc::new(Self {
+            world: Mutex::new(world),
+            changed,
+            disks,
+            filled,
+            epoch,
+            released: Notify::new(),
+            died: Notify::new(),
+        })
     }
 
     fn world(&self) -> MutexGuard<'_, World> {
@@ -107,8 +132,14 @@ impl FakeEngine {
         self.world().hangs.insert(verb);
     }
 
+    /// What hangs now goes on, and nothing hangs any more.
+    pub(crate) fn release(&self) {
+        self.world().hangs.clear();
+        self.released.notify_waiters();
+    }
+
     pub(crate) fn gone(&self) {
-        for verb in ["version", "list", "inspect", "image"].into_iter().chain(CHANGING) {
+        for verb in ["version", "list", "inspect", "image", "images", "remove_image"].into_iter().chain(CHANGING) {
             self.fail(verb, || EngineError::Unavailable { operation: "answer", source: "it is gone".into() });
         }
     }
@@ -150,7 +181,7 @@ impl FakeEngine {
             container,
             ours: false,
             environment: BTreeMap::new(),
-            image: String::new(),
+            image: "stranger:1".to_owned(),
             ports,
             volumes: Vec::new(),
         });
@@ -220,11 +251,6 @@ impl FakeEngine {
         self.world().volumes.keys().cloned().collect()
     }
 
-    /// The image is there, so that nothing has to be pulled.
-    pub(crate) fn have_image(&self) {
-        self.world().images.insert("registry.example/server:1".to_owned());
-    }
-
     pub(crate) fn calls(&self) -> Vec<String> {
         self.world().calls.clone()
     }
@@ -248,7 +274,7 @@ impl FakeEngine {
         // Gives others their turn, as a call over a socket does.
         tokio::task::yield_now().await;
         if hangs {
-            return std::future::pending().await;
+            self.released.notified().await;
         }
         if let Some(fault) = fault {
             return Err(fault());
@@ -311,10 +337,20 @@ fn make(world: &mut World, spec: &Spec, deployment: DeploymentId) -> Held {
         container,
         ours: true,
         environment: spec.process.environment.0.clone(),
-        image: spec.image.to_string(),
+        image: spec.image.familiar(),
         ports,
         volumes,
     }
+}
+
+fn is_running(world: &mut World, id: &ContainerId) -> bool {
+    let held = world.held.iter().find(|held| &held.container.id == id);
+    held.is_some_and(|held| matches!(held.container.condition, Condition::Running { .. }))
+}
+
+fn executed(output: &str) -> Executed {
+    let stdout = Kept { bytes: output.as_bytes().to_vec(), dropped: 0 };
+    Executed { end: ExecEnd::Exited { code: 0 }, stdout, stderr: Kept::default() }
 }
 
 fn gone(operation: &'static str) -> EngineError {
@@ -367,8 +403,8 @@ impl Engine for FakeEngine {
 
     async fn image(&self, image: &ImageReference) -> Result<Option<Image>, EngineError> {
         let found = |world: &mut World| {
-            let there = world.images.contains(image.as_str());
-            Ok(there.then(|| Image { digest: Some("sha256:abc".to_owned()) }))
+            let found = world.images.get(&image.familiar());
+            Ok(found.map(|found| Image { id: found.id.clone(), digest: Some("sha256:abc".to_owned()) }))
         };
         self.call("image", image.as_str(), found).await
     }
@@ -376,17 +412,44 @@ impl Engine for FakeEngine {
     async fn pull(
         &self,
         image: &ImageReference,
+        credentials: Option<&RegistryCredentials>,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<(), EngineError> {
-        progress(Progress { current_bytes: 1, total_bytes: 2 });
+        let shown = images::shown(credentials);
+        progress(Progress { current_bytes: 1, total_bytes: 2, ..Progress::default() });
         let pull = |world: &mut World| {
             if !world.registry.contains(image.as_str()) {
                 return Err(EngineError::ImageNotFound { message: "manifest unknown".to_owned() });
             }
-            world.images.insert(image.as_str().to_owned());
+            if world.wanted.get(image.as_str()).is_some_and(|wanted| Some(wanted) != shown.as_ref()) {
+                return Err(EngineError::PullDenied { message: "unauthorized".to_owned() });
+            }
+            let name = image.familiar();
+            world.images.insert(name.clone(), images::image(&name));
             Ok(())
         };
-        self.call("pull", image.as_str(), pull).await
+        let pulled = self.call("pull", image.as_str(), pull).await;
+        self.measure();
+        pulled
+    }
+
+    async fn images(&self) -> Result<Vec<HeldImage>, EngineError> {
+        self.call("images", "", |world| Ok(images::held(world))).await
+    }
+
+    async fn remove_image(&self, name: &str) -> Result<(), EngineError> {
+        let remove = |world: &mut World| {
+            assert!(!world.held.iter().any(|held| held.image == name), "an image in use was removed");
+            world.images.remove(name);
+            Ok(())
+        };
+        let removed = self.call("remove_image", name, remove).await;
+        self.measure();
+        removed
+    }
+
+    async fn data_root(&self) -> Result<Option<std::path::PathBuf>, EngineError> {
+        Ok(Some("/docker".into()))
     }
 
     async fn create(&self, name: &str, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError> {
@@ -504,6 +567,23 @@ impl Engine for FakeEngine {
             Ok(found.environment.clone().into_iter().collect())
         };
         self.call("environment", id.as_str(), found).await
+    }
+
+    async fn exec(&self, id: &ContainerId, exec: &Exec) -> Result<Executed, ExecError> {
+        let command = exec.command.join(" ");
+        let runs = move |world: &mut World| Ok(is_running(world, id));
+        if !self.call("exec", id.as_str(), runs).await? {
+            return Err(ExecError::NotRunning);
+        }
+        if command == "sleep" {
+            tokio::time::sleep(exec.patience).await;
+            return Ok(Executed { end: ExecEnd::TimedOut { killed: true }, ..executed(&command) });
+        }
+        Ok(executed(&command))
+    }
+
+    async fn usage(&self, id: &ContainerId) -> Result<Option<Usage>, EngineError> {
+        self.used_by(id).await
     }
 
     fn changes(&self) -> BoxStream<'static, Result<(), EngineError>> {

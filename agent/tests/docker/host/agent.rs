@@ -9,8 +9,10 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{Method, Request, StatusCode, header};
+use axum::response::Response;
 use dtma_agent::backend::LinkState;
 use dtma_agent::config::PublicStatus;
+use dtma_agent::disks::{Disks, Reserve};
 use dtma_agent::engine::docker::DockerEngine;
 use dtma_agent::http::callers::Callers;
 use dtma_agent::http::frame::{Answered, Gate};
@@ -63,13 +65,21 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn start(host: &Host, state: &Path) -> Self {
-        let engine = DockerEngine::connect(None).unwrap().scoped(&host.scope);
+        let timing = Timing { settle: Duration::from_millis(300), ..Timing::default() };
+        // However full this machine is: what a full disk does is tested by itself.
+        let disks = Disks::new(state, Reserve { bytes: 0, percent: 0 });
+        Self::start_with(host.engine(), state, timing, disks)
+    }
+
+    /// With another engine, another patience, or other disks.
+    pub(crate) fn start_with(engine: DockerEngine, state: &Path, timing: Timing, disks: Disks) -> Self {
         let shutdown = CancellationToken::new();
         let (instances, task) = reconcile::start(reconcile::Parts {
             engine: Arc::new(engine),
             ledger: Ledger::open(state, Timestamp::now()).unwrap(),
             prober: Arc::new(AnyAnswer),
-            timing: Timing { settle: Duration::from_millis(300), ..Timing::default() },
+            disks: Arc::new(disks),
+            timing,
             shutdown: shutdown.clone(),
         });
         let gate = Gate {
@@ -100,6 +110,14 @@ impl Agent {
     }
 
     pub(crate) async fn text(&self, method: Method, path: &str, body: Option<&str>) -> (StatusCode, String) {
+        let answer = self.ask(method, path, body).await;
+        let status = answer.status();
+        let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(bytes.to_vec()).unwrap())
+    }
+
+    /// The answer before its body has been read.
+    pub(crate) async fn ask(&self, method: Method, path: &str, body: Option<&str>) -> Response {
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -107,10 +125,7 @@ impl Agent {
             .extension(ConnectInfo(std::net::SocketAddr::from(([127, 0, 0, 1], 1))))
             .body(body.map_or_else(Body::empty, |body| Body::from(body.to_owned())))
             .unwrap();
-        let answer = self.router.clone().oneshot(request).await.unwrap();
-        let status = answer.status();
-        let bytes = answer.into_body().collect().await.unwrap().to_bytes();
-        (status, String::from_utf8(bytes.to_vec()).unwrap())
+        self.router.clone().oneshot(request).await.unwrap()
     }
 
     pub(crate) async fn call(&self, method: Method, path: &str) -> (StatusCode, Value) {
@@ -118,9 +133,14 @@ impl Agent {
         (status, serde_json::from_str(&text).unwrap())
     }
 
-    pub(crate) async fn deploy(&self, body: &Value) -> (StatusCode, Value) {
-        let (status, text) = self.text(Method::POST, "/tools", Some(&body.to_string())).await;
+    /// With a JSON body.
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> (StatusCode, Value) {
+        let (status, text) = self.text(Method::POST, path, Some(&body.to_string())).await;
         (status, serde_json::from_str(&text).unwrap())
+    }
+
+    pub(crate) async fn deploy(&self, body: &Value) -> (StatusCode, Value) {
+        self.post("/tools", body).await
     }
 }
 
