@@ -150,6 +150,8 @@ pub struct StoredHeartbeat {
 pub struct StoreError {
     /// What was being done.
     pub operation: &'static str,
+    /// Whether it may do it later: it is locked, say, or its disk is full.
+    pub passing: bool,
     /// Why it failed.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,

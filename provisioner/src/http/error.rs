@@ -151,13 +151,17 @@ impl ApiError {
             Self::WrongMethod => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::NoToolSecrets => (StatusCode::NOT_IMPLEMENTED, "tool_secrets_not_served"),
             Self::Heartbeat(NotKept::Busy) => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
-            Self::Heartbeat(NotKept::Failed)
-            | Self::NoRandomness
-            | Self::ReleaseFile(_)
-            | Self::Store(_)
-            | Self::Handler(_)
-            | Self::Account(NoAccount::Store(_))
-            | Self::Wish(WishError::Store(_)) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+            Self::Heartbeat(NotKept::Failed) => (StatusCode::SERVICE_UNAVAILABLE, "database_unavailable"),
+            Self::Store(error) | Self::Account(NoAccount::Store(error)) | Self::Wish(WishError::Store(error)) => {
+                if error.passing {
+                    (StatusCode::SERVICE_UNAVAILABLE, "database_unavailable")
+                } else {
+                    (StatusCode::INTERNAL_SERVER_ERROR, "internal")
+                }
+            }
+            Self::NoRandomness | Self::ReleaseFile(_) | Self::Handler(_) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "internal")
+            }
         }
     }
 
@@ -175,6 +179,9 @@ impl IntoResponse for ApiError {
         let error = if status == StatusCode::INTERNAL_SERVER_ERROR {
             tracing::error!(error = %self, cause = std::error::Error::source(&self), "answering 500");
             "The provisioner could not do this; its log says why.".to_owned()
+        } else if code == "database_unavailable" {
+            tracing::error!(error = %self, cause = std::error::Error::source(&self), "answering 503");
+            "The provisioner's database can't be used at present; ask again later.".to_owned()
         } else {
             if status.is_server_error() {
                 tracing::warn!(error = %self, cause = std::error::Error::source(&self), code, "answering");

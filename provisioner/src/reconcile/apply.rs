@@ -20,6 +20,8 @@ const TOKEN_LIFETIME: Duration = Duration::from_secs(15 * 60);
 /// Before asking again where the cloud doesn't say when.
 const RATE_LIMITED_WAIT: Duration = Duration::from_secs(2);
 const UNREACHABLE_WAIT: Duration = Duration::from_secs(3);
+/// Before trying again where the database didn't take a step.
+const UNWRITABLE_WAIT: Duration = Duration::from_secs(1);
 
 impl Reconciler {
     /// Applies one step that was planned for `row`.
@@ -43,7 +45,7 @@ impl Reconciler {
         match outcome {
             Ok((_, changed)) => changed,
             Err(error) => {
-                not_written(row, &error);
+                not_written(row, &error).await;
                 false
             }
         }
@@ -100,7 +102,7 @@ impl Reconciler {
         // Should this fail, the row still says that the cloud was asked, and the next pass looks for the droplet.
         let written = self.board.change(row.id, now, |row| row.create_answered(attempt_id, &outcome, now)).await;
         if let Err(error) = written {
-            not_written(row, &error);
+            not_written(row, &error).await;
         }
     }
 
@@ -169,7 +171,7 @@ impl Reconciler {
             })
             .await;
         if let Err(error) = written {
-            not_written(row, &error);
+            not_written(row, &error).await;
         }
     }
 }
@@ -198,6 +200,8 @@ fn delete_error(error: &CloudError, at: Timestamp) -> EnvironmentError {
     }
 }
 
-fn not_written<E: std::fmt::Debug>(row: &Environment, error: &ChangeError<E>) {
+/// The row is planned anew, from where it stands on disk; not at once, for a full disk says no quicker than it can be asked.
+async fn not_written<E: std::fmt::Debug>(row: &Environment, error: &ChangeError<E>) {
     tracing::error!(environment = %row.id, error = ?error, "a step could not be written down; it is planned anew");
+    tokio::time::sleep(UNWRITABLE_WAIT).await;
 }

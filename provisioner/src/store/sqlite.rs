@@ -4,7 +4,9 @@
 //! read; WAL lets them do so while the writer writes.
 
 mod migrations;
+mod writing;
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
@@ -20,11 +22,14 @@ use sqlx::sqlite::{
 };
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
+use self::writing::Writing;
 use super::{Binding, InsertError, ReplaceError, Store, StoreError, StoredHeartbeat};
 use crate::environment::{DropletSpec, Environment};
 
 const READERS: u32 = 4;
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a write waits for another process' lock, and how long it waits for its turn.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 const COLUMNS: &str = "id, account_id, generation, run, region, size, image, created_at, updated_at, state";
 
 /// A database file.
@@ -48,12 +53,14 @@ impl SqliteStore {
             .busy_timeout(BUSY_TIMEOUT);
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
+            .acquire_timeout(TURN_TIMEOUT)
             .connect_with(options.clone())
             .await
             .map_err(failed("opening the file"))?;
         migrations::all().run(&writer).await.map_err(failed("migrating"))?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
+            .acquire_timeout(TURN_TIMEOUT)
             .connect_with(options.pragma("query_only", "1"))
             .await
             .map_err(failed("opening the file for reading"))?;
@@ -72,7 +79,7 @@ impl Store for SqliteStore {
     async fn insert(&self, environment: &Environment, event: &EnvironmentEvent) -> Result<(), InsertError> {
         let operation = "adding an environment";
         let row = Columns::of(environment)?;
-        let mut transaction = self.writer.begin().await.map_err(failed(operation))?;
+        let mut writing = Writing::begin(&self.writer).await.map_err(failed(operation))?;
         let added = sqlx::query(
             "INSERT INTO environments (id, account_id, generation, run, region, size, image, created_at, updated_at, status, settled, \
              enrolment_token_hash, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -90,22 +97,25 @@ impl Store for SqliteStore {
         .bind(row.settled)
         .bind(row.token_hash)
         .bind(row.state)
-        .execute(&mut *transaction)
+        .execute(writing.connection())
         .await;
         match added {
             Ok(_) => {}
-            Err(sqlx::Error::Database(error)) if error.is_unique_violation() => return Err(InsertError::AccountTaken),
+            Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
+                writing.undo().await.map_err(failed(operation))?;
+                return Err(InsertError::AccountTaken);
+            }
             Err(error) => return Err(failed(operation)(error).into()),
         }
-        add_event(&mut transaction, environment, event).await?;
-        transaction.commit().await.map_err(failed(operation))?;
+        add_event(writing.connection(), environment, event).await?;
+        writing.commit().await.map_err(failed(operation))?;
         Ok(())
     }
 
     async fn replace(&self, environment: &Environment, event: Option<&EnvironmentEvent>) -> Result<(), ReplaceError> {
         let operation = "changing an environment";
         let row = Columns::of(environment)?;
-        let mut transaction = self.writer.begin().await.map_err(failed(operation))?;
+        let mut writing = Writing::begin(&self.writer).await.map_err(failed(operation))?;
         let replaced = sqlx::query(
             "UPDATE environments SET generation = ?, run = ?, region = ?, size = ?, image = ?, updated_at = ?, status = ?, \
              settled = ?, enrolment_token_hash = ?, state = ? WHERE id = ? AND generation = ?",
@@ -122,16 +132,17 @@ impl Store for SqliteStore {
         .bind(row.state)
         .bind(environment.id.to_string())
         .bind(row.generation - 1)
-        .execute(&mut *transaction)
+        .execute(writing.connection())
         .await
         .map_err(failed(operation))?;
         if replaced.rows_affected() == 0 {
+            writing.undo().await.map_err(failed(operation))?;
             return Err(ReplaceError::Changed);
         }
         if let Some(event) = event {
-            add_event(&mut transaction, environment, event).await?;
+            add_event(writing.connection(), environment, event).await?;
         }
-        transaction.commit().await.map_err(failed(operation))?;
+        writing.commit().await.map_err(failed(operation))?;
         Ok(())
     }
 
@@ -215,7 +226,7 @@ impl Store for SqliteStore {
         .fetch_all(&self.readers)
         .await
         .map_err(failed(operation))?;
-        rows.iter().map(read_event).collect::<Result<_, _>>().map_err(|source| StoreError { operation, source })
+        rows.iter().map(read_event).collect::<Result<_, _>>().map_err(unreadable(operation))
     }
 
     async fn forget_events(&self, before: Timestamp) -> Result<(), StoreError> {
@@ -239,7 +250,7 @@ impl Store for SqliteStore {
             Ok(Binding { account: AccountId::try_from(account)?, owner_known: row.try_get("owner_known")? })
         })
         .transpose()
-        .map_err(|source: Unreadable| StoreError { operation, source })
+        .map_err(unreadable(operation))
     }
 
     async fn bind(&self, agent: &AgentId, binding: &Binding, now: Timestamp) -> Result<(), StoreError> {
@@ -259,7 +270,7 @@ impl Store for SqliteStore {
 
     async fn keep_heartbeats(&self, heartbeats: &[StoredHeartbeat]) -> Result<(), StoreError> {
         let operation = "keeping heartbeats";
-        let mut transaction = self.writer.begin().await.map_err(failed(operation))?;
+        let mut writing = Writing::begin(&self.writer).await.map_err(failed(operation))?;
         for heartbeat in heartbeats {
             sqlx::query(
                 "INSERT INTO heartbeats (environment_id, received_at, payload) VALUES (?, ?, ?) ON CONFLICT (environment_id) \
@@ -268,11 +279,11 @@ impl Store for SqliteStore {
             .bind(heartbeat.environment.to_string())
             .bind(heartbeat.received_at.to_string())
             .bind(&heartbeat.payload)
-            .execute(&mut *transaction)
+            .execute(writing.connection())
             .await
             .map_err(failed(operation))?;
         }
-        transaction.commit().await.map_err(failed(operation))
+        writing.commit().await.map_err(failed(operation))
     }
 
     async fn heartbeat(&self, id: EnvironmentId) -> Result<Option<StoredHeartbeat>, StoreError> {
@@ -287,7 +298,7 @@ impl Store for SqliteStore {
             Ok(StoredHeartbeat { environment: id, received_at, payload: row.try_get("payload")? })
         })
         .transpose()
-        .map_err(|source: Unreadable| StoreError { operation, source })
+        .map_err(unreadable(operation))
     }
 
     async fn settings_generation(&self, content: &str) -> Result<u64, StoreError> {
@@ -305,8 +316,7 @@ impl Store for SqliteStore {
 
     async fn check(&self) -> Result<(), StoreError> {
         let operation = "checking that it can be written to";
-        let transaction = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed(operation))?;
-        transaction.rollback().await.map_err(failed(operation))
+        Writing::begin(&self.writer).await.map_err(failed(operation))?.undo().await.map_err(failed(operation))
     }
 }
 
@@ -317,7 +327,7 @@ impl SqliteStore {
         mut query: QueryBuilder<Sqlite>,
     ) -> Result<Option<Environment>, StoreError> {
         let row = query.build().fetch_optional(&self.readers).await.map_err(failed(operation))?;
-        row.as_ref().map(read_environment).transpose().map_err(|source| StoreError { operation, source })
+        row.as_ref().map(read_environment).transpose().map_err(unreadable(operation))
     }
 
     async fn many(
@@ -326,7 +336,7 @@ impl SqliteStore {
         mut query: QueryBuilder<Sqlite>,
     ) -> Result<Vec<Environment>, StoreError> {
         let rows = query.build().fetch_all(&self.readers).await.map_err(failed(operation))?;
-        rows.iter().map(read_environment).collect::<Result<_, _>>().map_err(|source| StoreError { operation, source })
+        rows.iter().map(read_environment).collect::<Result<_, _>>().map_err(unreadable(operation))
     }
 }
 
@@ -416,5 +426,26 @@ fn word<T: DeserializeOwned>(text: String) -> Result<T, serde_json::Error> {
 }
 
 fn failed<E: std::error::Error + Send + Sync + 'static>(operation: &'static str) -> impl FnOnce(E) -> StoreError {
-    move |error| StoreError { operation, source: Box::new(error) }
+    move |error| {
+        let passing = (&error as &dyn Any).downcast_ref().is_some_and(may_pass);
+        StoreError { operation, passing, source: Box::new(error) }
+    }
+}
+
+fn unreadable(operation: &'static str) -> impl FnOnce(Unreadable) -> StoreError {
+    move |source| StoreError { operation, passing: false, source }
+}
+
+/// Whether the same may succeed later.
+fn may_pass(error: &sqlx::Error) -> bool {
+    // The low byte tells the kind; what is above it tells more.
+    let kind = |code: &str| code.parse::<i32>().ok().map(|code| code & 0xff);
+    match error {
+        sqlx::Error::PoolTimedOut | sqlx::Error::Io(_) => true,
+        // BUSY, LOCKED, NOMEM, READONLY, IOERR, FULL, CANTOPEN.
+        sqlx::Error::Database(error) => {
+            error.code().and_then(|code| kind(&code)).is_some_and(|kind| matches!(kind, 5..=8 | 10 | 13 | 14))
+        }
+        _ => false,
+    }
 }

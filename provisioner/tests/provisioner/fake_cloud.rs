@@ -138,6 +138,12 @@ impl FakeCloud {
         self.world().droplets.keys().copied().collect()
     }
 
+    pub(crate) fn tagged_with(&self, tag: &str) -> Vec<i64> {
+        let world = self.world();
+        let tagged = world.droplets.values().filter(|made| made.droplet.tags.iter().any(|held| held == tag));
+        tagged.map(|made| made.droplet.id.0).collect()
+    }
+
     pub(crate) fn create_count(&self) -> usize {
         self.world().create_requests.len()
     }

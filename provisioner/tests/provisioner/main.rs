@@ -15,3 +15,4 @@ mod listener;
 mod plan_properties;
 mod rig;
 mod store;
+mod trouble;

@@ -1,5 +1,6 @@
 //! One provisioner for one test: a temporary database, a fake cloud, the real loop and the real router.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,12 +84,14 @@ pub(crate) struct Wishes {
     pub(crate) pace: Pace,
     pub(crate) owners: Option<Arc<dyn Owners>>,
     pub(crate) release: bool,
+    /// Where the database is to be, if not in the rig's own folder.
+    pub(crate) database: Option<PathBuf>,
     pub(crate) cloud: Arc<FakeCloud>,
 }
 
 impl Default for Wishes {
     fn default() -> Self {
-        Self { policy: policy(), pace: pace(), owners: None, release: true, cloud: Arc::default() }
+        Self { policy: policy(), pace: pace(), owners: None, release: true, database: None, cloud: Arc::default() }
     }
 }
 
@@ -106,7 +109,8 @@ impl Rig {
     /// On another cloud than the wished one.
     pub(crate) async fn on(cloud: Arc<dyn Cloud>, wishes: Wishes, before: impl AsyncFnOnce(&dyn Store)) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}", folder.path().join("db.sqlite").display());
+        let database = wishes.database.unwrap_or_else(|| folder.path().join("db.sqlite"));
+        let url = format!("sqlite:{}", database.display());
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&url).await.unwrap());
         before(store.as_ref()).await;
         let releases = folder.path().join("releases");

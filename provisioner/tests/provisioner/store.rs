@@ -9,6 +9,8 @@ use dtma_provisioner::environment::{Attempt, Change, Environment, Placement, Pro
 use dtma_provisioner::store::sqlite::SqliteStore;
 use dtma_provisioner::store::{Binding, InsertError, ReplaceError, Store, StoredHeartbeat};
 use jiff::Timestamp;
+use sqlx::ConnectOptions as _;
+use sqlx::sqlite::SqliteConnectOptions;
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -162,4 +164,32 @@ async fn old_events_are_forgotten() {
     assert_eq!(store.events(row.id, 1, 0).await.unwrap().len(), 1);
     store.forget_events(Timestamp::now() + Duration::from_secs(60)).await.unwrap();
     assert_eq!(store.events(row.id, 1, 0).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn after_sqlite_has_undone_a_transaction_by_itself_what_is_written_is_on_disk_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let (first, second) = (environment("first"), environment("second"));
+    store.insert(&first, &event("one")).await.unwrap();
+    let path = folder.path().join("db.sqlite");
+    let mut beside = SqliteConnectOptions::new().filename(path).connect().await.unwrap();
+    // What it does of itself when the disk is full.
+    let trigger = "CREATE TRIGGER full BEFORE UPDATE ON environments BEGIN SELECT RAISE(ROLLBACK, 'full'); END";
+    sqlx::raw_sql(trigger).execute(&mut beside).await.unwrap();
+    let next = gone(&first);
+    assert!(matches!(store.replace(&next, None).await, Err(ReplaceError::Store(_))));
+    store.insert(&second, &event("two")).await.unwrap();
+    assert!(matches!(store.replace(&gone(&second), None).await, Err(ReplaceError::Store(_))));
+    sqlx::raw_sql("DROP TRIGGER full").execute(&mut beside).await.unwrap();
+
+    store.replace(&next, Some(&event("three"))).await.unwrap();
+    assert!(matches!(store.replace(&next, None).await, Err(ReplaceError::Changed)));
+    assert!(matches!(store.insert(&environment("second"), &event("four")).await, Err(InsertError::AccountTaken)));
+    let third = environment("third");
+    store.insert(&third, &event("five")).await.unwrap();
+    // Read by another connection, as after a crash.
+    for written in [next, second, third] {
+        assert_eq!(store.environment(written.id).await.unwrap(), Some(written));
+    }
 }
