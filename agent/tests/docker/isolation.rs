@@ -17,7 +17,8 @@ const NO_WAY: Option<i32> = Some(7);
 
 /// A server that answers, with what may be reached from it.
 fn spec(host: &Host, word: &str, group: Option<&str>, egress: &Value) -> Spec {
-    let policy = Policy { group: group.map(|group| group.parse().unwrap()), ..Policy::default() };
+    let group = group.map(|group| group.parse().unwrap());
+    let policy = Policy { group, shared_network: true, ..Policy::default() };
     let asked = body(host, word, json!({ "mcpTransportType": "http", "egress": egress }));
     validate(&asked, &policy).unwrap().0
 }

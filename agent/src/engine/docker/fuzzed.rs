@@ -9,10 +9,10 @@ use bollard::container::LogOutput;
 use bollard::models::ContainerInspectResponse;
 use serde_json::Value;
 
-use super::network::Networks;
+use super::network::{self, Networks};
 use super::{make, read};
-use crate::engine::LogStream;
-use crate::instance::{Capability, DeploymentId, Policy, Spec, validate};
+use crate::engine::{Link, LogStream};
+use crate::instance::{Capability, DeploymentId, Egress, Policy, Spec, validate};
 
 /// All a container is ever asked for. Whatever isn't here might give it the host; think before adding to it.
 const CONTAINER: [&str; 11] = [
@@ -28,9 +28,11 @@ const CONTAINER: [&str; 11] = [
     "WorkingDir",
     "NetworkingConfig",
 ];
-const HOST_CONFIG: [&str; 16] = [
+const HOST_CONFIG: [&str; 18] = [
     "CapAdd",
     "CapDrop",
+    "Dns",
+    "DnsOptions",
     "Init",
     "LogConfig",
     "Memory",
@@ -111,8 +113,13 @@ fn shut_in(spec: &Spec) -> Value {
     }
     let host = &made["HostConfig"];
     // One of the agent's own networks, never the host's or another container's.
-    assert!(host["NetworkMode"].as_str().is_some_and(|mode| mode == "dtma" || mode.starts_with("dtma-")), "{host}");
-    assert!(keys(&made["NetworkingConfig"]["EndpointsConfig"]).all(|name| name == "dtma" || name.starts_with("dtma-")));
+    let home = network::name("main", &Link::home(&spec.network));
+    assert!(home == "dtma" || home.starts_with("dtma."), "{home}");
+    assert_eq!(host["NetworkMode"], home.as_str());
+    assert!(keys(&made["NetworkingConfig"]["EndpointsConfig"]).eq([home.as_str()]), "{made}");
+    // Whoever is shut in has no name server either.
+    let name_servers = list(&host["Dns"]).filter_map(Value::as_str);
+    assert!(name_servers.eq((spec.network.egress != Egress::Open).then_some("127.0.0.1")), "{host}");
     assert_eq!(host["CapDrop"], serde_json::json!(["ALL"]));
     assert_eq!(host["SecurityOpt"], serde_json::json!(["no-new-privileges:true"]));
     for mount in list(&host["Mounts"]) {
