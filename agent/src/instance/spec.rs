@@ -125,7 +125,7 @@ fn valid_registry(text: &str) -> bool {
     !host.is_empty()
         && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b))
         && host.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && port.is_none_or(|port| port.parse::<u16>().is_ok())
+        && port.is_none_or(|port| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok())
 }
 
 impl TryFrom<String> for ImageReference {
@@ -444,6 +444,7 @@ mod tests {
             "a#b",
             "../a",
             "localhost:port/a",
+            "localhost:+80/a",
             &"a".repeat(513),
         ] {
             assert!(ImageReference::from_str(bad).is_err(), "{bad:?}");

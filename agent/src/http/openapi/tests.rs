@@ -29,3 +29,89 @@ fn the_committed_description_is_what_the_code_says() {
         differs.map_or_else(|| DESCRIPTION.lines().count(), |line| line + 1),
     );
 }
+
+mod patterns {
+    //! What the description says of a text, against what the agent takes.
+
+    use std::collections::BTreeMap;
+    use std::sync::{LazyLock, Mutex};
+
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::instance::{ImageReference, Policy, validate};
+
+    /// The validators, made once: the description is long.
+    fn described(pointer: &'static str, text: &str) -> bool {
+        type Validators = BTreeMap<&'static str, jsonschema::Validator>;
+        static VALIDATORS: LazyLock<Mutex<(Value, Validators)>> =
+            LazyLock::new(|| Mutex::new((serde_json::from_str(DESCRIPTION).unwrap(), Validators::new())));
+        let (description, validators) = &mut *VALIDATORS.lock().unwrap();
+        let validator = validators.entry(pointer).or_insert_with(|| {
+            let schema = description.pointer(&format!("/components/schemas/{pointer}")).unwrap();
+            jsonschema::draft202012::new(schema).unwrap()
+        });
+        validator.is_valid(&text.into())
+    }
+
+    /// Whether the agent takes a deploy with this at its place.
+    fn taken(more: Value) -> bool {
+        let mut body = serde_json::json!({
+            "dockerImageUrl": "a", "instanceNameOnToolbox": "one", "accountToolInstanceId": "1", "mcpTransportType": "http",
+        });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        validate(&body, &Policy::default()).is_ok()
+    }
+
+    /// Texts that are nearly what is asked for.
+    fn near() -> impl Strategy<Value = String> {
+        let part = prop::sample::select(vec![
+            "a",
+            "Z",
+            "0",
+            "9",
+            "-",
+            "_",
+            ".",
+            "/",
+            ":",
+            "@",
+            "%",
+            " ",
+            "=",
+            "+",
+            ",",
+            "ä",
+            "\n",
+            "localhost",
+            ":5000",
+            "/mcp",
+            "/proc",
+            "..",
+            "@sha256:",
+            "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+        ]);
+        prop_oneof![prop::collection::vec(part, 0..8).prop_map(|parts| parts.concat()), ".{0,20}"]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_described_is_what_is_taken(text in near()) {
+            let names = [
+                ("InstanceName", text.parse::<dtma_api::InstanceName>().is_ok()),
+                ("AccountToolInstanceId", text.parse::<dtma_api::AccountToolInstanceId>().is_ok()),
+                ("GroupId", text.parse::<dtma_api::GroupId>().is_ok()),
+                ("DeployRequest/properties/dockerImageUrl", text.parse::<ImageReference>().is_ok()),
+                ("DeployRequest/properties/mcpEndpointPath", taken(serde_json::json!({ "mcpEndpointPath": text }))),
+                (
+                    "VolumeRequest/properties/name",
+                    taken(serde_json::json!({ "volumes": [{ "name": text, "path": "/data" }] })),
+                ),
+            ];
+            for (pointer, takes) in names {
+                prop_assert_eq!(described(pointer, &text), takes, "{}: {:?}", pointer, text);
+            }
+        }
+    }
+}
