@@ -1,8 +1,9 @@
-//! `cargo xtask bench`: what the released agent costs on a real droplet, beside what it may cost. Load comes from `wrk` on this
-//! machine, so agent and load share its cores.
+//! `cargo xtask bench`: what the released agent costs on a real droplet, and what one released provisioner takes, beside what they may.
+//! Load comes from this machine, so what is measured and the load share its cores.
 
 use std::time::Duration;
 
+use serde::Deserialize;
 use stack::command::Job;
 use stack::{Stack, StackError, StackOptions, Workspace, host, prepare};
 
@@ -65,11 +66,23 @@ pub(crate) async fn run(terminal: &Terminal) -> Result<(), DemoError> {
     stack.remove().await?;
     terminal.done(&format!("{CONNECTIONS} connections for {} s", LOAD.as_secs()));
 
+    terminal.step("Heartbeats of 10,000 agents to one provisioner on SQLite");
+    let taken = heartbeats(&workspace, terminal).await?;
+    terminal.done("over loopback, as fast as 160 connections can send them");
+
     let figures = [
         Measured { what: "agent's memory, idle", unit: "MB", value: idle, bar: 12.0, more: false },
         Measured { what: "agent's memory after the load", unit: "MB", value: loaded, bar: 20.0, more: false },
         Measured { what: "GET /status, 8 connections", unit: "/s", value: load.rate, bar: 20_000.0, more: true },
         Measured { what: "GET /status, 99th percentile", unit: "ms", value: load.p99_ms, bar: 5.0, more: false },
+        Measured { what: "heartbeats taken", unit: "/s", value: taken.per_second, bar: 5_000.0, more: true },
+        Measured {
+            what: "provisioner's memory with 10,000 agents",
+            unit: "MB",
+            value: taken.loaded_mb,
+            bar: 200.0,
+            more: false,
+        },
     ];
     for figure in &figures {
         terminal.line(&figure.line());
@@ -78,6 +91,35 @@ pub(crate) async fn run(terminal: &Terminal) -> Result<(), DemoError> {
         return Err(DemoError::Unexpected(format!("not every request was answered with a success:\n{told}")));
     }
     Ok(())
+}
+
+/// Runs the provisioner's own measurement, which builds it as it is released.
+async fn heartbeats(workspace: &Workspace, terminal: &Terminal) -> Result<Taken, DemoError> {
+    let log = workspace.local().join("heartbeats.log");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    Job::new(cargo, log.clone())
+        .args(["bench", "--package", "dtma-provisioner", "--bench", "heartbeats"])
+        .env("CARGO_TERM_COLOR", "never")
+        .in_folder(workspace.root())
+        .run(terminal)
+        .await?;
+    let told = std::fs::read_to_string(&log)
+        .map_err(|source| StackError::Io { doing: "read what the measurement wrote".to_owned(), source })?;
+    Taken::read(&told).ok_or_else(|| DemoError::Unexpected(format!("not what the measurement writes:\n{told}")))
+}
+
+/// What the provisioner's measurement tells.
+#[derive(Debug, PartialEq, Deserialize)]
+struct Taken {
+    per_second: f64,
+    loaded_mb: f64,
+}
+
+impl Taken {
+    fn read(text: &str) -> Option<Self> {
+        let line = text.lines().find_map(|line| line.strip_prefix("HEARTBEATS "))?;
+        serde_json::from_str(line).ok()
+    }
 }
 
 /// What `wrk --latency` tells.
@@ -127,6 +169,13 @@ Transfer/sec:     17.05MB
         let failing = format!("{TOLD}  Non-2xx or 3xx responses: 7\n");
         assert!(Load::read(&failing).unwrap().failed);
         assert_eq!(Load::read("unable to connect"), None);
+    }
+
+    #[test]
+    fn what_the_provisioners_measurement_tells_is_read() {
+        let told = "10000 environments written in 8.2s\nHEARTBEATS {\"idle_mb\":38.4,\"loaded_mb\":51.9,\"p99_ms\":91.9,\"per_second\":9506.6}\n";
+        assert_eq!(Taken::read(told), Some(Taken { per_second: 9_506.6, loaded_mb: 51.9 }));
+        assert_eq!(Taken::read("error: could not compile"), None);
     }
 
     #[test]

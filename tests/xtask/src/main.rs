@@ -40,7 +40,7 @@ enum Task {
     },
     /// Set up this machine and run every check and test there is
     Test(test::Options),
-    /// Measure the released agent on a droplet against what it may cost
+    /// Measure the released agent on a droplet, and the released provisioner, against what they may cost
     Bench,
     /// Make life hard for an agent on a droplet, and look whether it kept its promises
     Chaos(chaos::Options),
