@@ -11,6 +11,7 @@ mod enrolment;
 mod ensure;
 mod fake_cloud;
 mod http_shape;
+mod kills;
 mod listener;
 mod plan_properties;
 mod rig;
