@@ -2,92 +2,55 @@
 //! to come to an end by itself: what is promised is there, what isn't is gone, and everything can still be used.
 
 mod files;
+mod operation;
 mod world;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use self::files::FileTrap;
+use self::operation::{Operation, Promised};
 use self::world::World;
 use crate::relay::{self, Moment};
 
 /// More changing requests than any one operation makes.
 const MOST: usize = 30;
 
-/// What is asked of the agent when it is killed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Operation {
-    Deploy,
-    Stop,
-    Start,
-    Restart,
-    Remove { volumes: bool },
-}
-
-impl Operation {
-    /// Brings about what the operation starts from.
-    async fn prepare(self, world: &World) {
-        let body = world.deploy_body("one", "1");
-        let path = format!("/tools/{}", world.host.name("one"));
-        if self != Self::Deploy {
-            world.must(Method::POST, "/tools", Some(&body), 201).await;
-        }
-        if self == Self::Start {
-            world.must(Method::POST, &format!("{path}/stop"), None, 200).await;
-        }
-    }
-
-    async fn ask(self, world: &World, wait: &str) -> Option<(u16, Value)> {
-        let path = format!("/tools/{}", world.host.name("one"));
-        let (method, path, body) = match self {
-            Self::Deploy => (Method::POST, "/tools".to_owned(), Some(world.deploy_body("one", "1"))),
-            Self::Stop => (Method::POST, format!("{path}/stop"), None),
-            Self::Start => (Method::POST, format!("{path}/start"), None),
-            Self::Restart => (Method::POST, format!("{path}/restart"), None),
-            Self::Remove { volumes } => (Method::DELETE, format!("{path}?volumes={volumes}"), None),
-        };
-        let separator = if path.contains('?') { '&' } else { '?' };
-        world.send(method, &format!("{path}{separator}{wait}"), body.as_ref()).await
-    }
-
-    /// What the instance is promised to be before and after: its intent, or that there is none.
-    fn before(self) -> Option<&'static str> {
-        match self {
-            Self::Deploy => None,
-            Self::Start => Some("stop"),
-            Self::Stop | Self::Restart | Self::Remove { .. } => Some("run"),
-        }
-    }
-
-    fn after(self) -> Option<&'static str> {
-        match self {
-            Self::Deploy | Self::Start | Self::Restart => Some("run"),
-            Self::Stop => Some("stop"),
-            Self::Remove { .. } => None,
-        }
-    }
-}
-
-/// Looks how it ended: the intent has to be among `allowed`. The instance is used and removed afterwards.
-async fn judge(world: &mut World, operation: Operation, allowed: &[Option<&str>], what: &str) {
-    if matches!(operation, Operation::Remove { volumes: false }) {
-        world.keep_volumes_of("one");
+/// Looks how it ended: what is promised has to be one of `allowed`. What is there is used and removed afterwards.
+async fn judge(world: &mut World, operation: Operation, allowed: &[Promised], what: &str) {
+    if operation.keeps_volumes() {
+        operation.before().keys().for_each(|word| world.keep_volumes_of(word));
     }
     let promises = world.agreement().await;
-    let promised = promises.get(&world.host.name("one")).map(|promise| promise.intent.as_str());
-    assert!(allowed.contains(&promised), "{what}: promised is {promised:?}, not one of {allowed:?}\n{}", world.log());
-    if promised.is_some() {
-        world.use_and_remove("one").await;
+    let words = ["one", "two"].map(|word| (word, world.host.name(word)));
+    let promised: BTreeMap<&str, (&str, &str)> = words
+        .iter()
+        .filter_map(|(word, name)| Some((*word, promises.get(name)?)))
+        .map(|(word, promise)| (word, (promise.intent.as_str(), promise.version.as_str())))
+        .collect();
+    let fits = promised.len() == promises.len() && allowed.iter().any(|allowed| allowed == &promised);
+    assert!(fits, "{what}: promised is {promised:?}, not one of {allowed:?}\n{}", world.log());
+    let there: Vec<&str> = promised.keys().copied().collect();
+    for word in &there {
+        world.stop_and_start(word).await;
+    }
+    for word in &there {
+        world.remove(word).await;
+    }
+    if !there.is_empty() {
+        assert_eq!(world.agreement().await, BTreeMap::new());
+        world.nothing_left().await;
     }
 }
 
-/// The intents that may be promised after somebody heard this answer, or none.
-fn allowed(operation: Operation, answer: Option<&(u16, Value)>) -> Vec<Option<&'static str>> {
+/// What may be promised after somebody heard this answer, or none.
+fn allowed(operation: Operation, answer: Option<&(u16, Value)>) -> Vec<Promised> {
     match answer {
         Some((status, answer)) => {
-            assert!((200..300).contains(status), "{operation:?}: {status} {answer}");
+            assert!(operation.is_answered_by(*status, answer), "{operation:?}: {status} {answer}");
             vec![operation.after()]
         }
         None => vec![operation.before(), operation.after()],
@@ -104,7 +67,7 @@ async fn at_every_change(mut world: World, operation: Operation, moment: Moment)
         let (struck, seen) = world.relay.disarm();
         if !struck {
             let (status, answer) = answer.expect("nobody killed it");
-            assert!((200..300).contains(&status), "{operation:?}: {status} {answer}\n{}", world.log());
+            assert!(operation.is_answered_by(status, &answer), "{operation:?}: {status} {answer}\n{}", world.log());
             judge(&mut world, operation, &[operation.after()], "left alone").await;
             return seen;
         }
@@ -117,25 +80,36 @@ async fn at_every_change(mut world: World, operation: Operation, moment: Moment)
     panic!("{operation:?} never came to its end");
 }
 
-/// The same for every moment of a change, side by side; what the operation consists of.
-async fn at_every_moment(operation: Operation, pulls: bool) -> Vec<String> {
-    let during = |millis| Moment::During(Duration::from_millis(millis));
-    let moments = [Moment::Before, Moment::After, during(1), during(40)];
-    let runs = moments.map(|moment| {
+/// Before it, after it, and in the middle of it.
+const EVERY_MOMENT: &[Moment] = &[
+    Moment::Before,
+    Moment::After,
+    Moment::During(Duration::from_millis(1)),
+    Moment::During(Duration::from_millis(40)),
+];
+/// For operations made of the same changes as others: done, and nobody knows; or just begun.
+const TELLING_MOMENTS: &[Moment] = &[Moment::After, Moment::During(Duration::from_millis(1))];
+
+/// The same for several moments of a change, side by side; what the operation consists of.
+async fn at_moments(moments: &[Moment], operation: Operation, pulls: bool) -> Vec<String> {
+    let runs = moments.iter().map(|moment| {
+        let moment = *moment;
         tokio::spawn(async move {
             let world = if pulls { World::with_registry().await } else { World::new().await };
             at_every_change(world, operation, moment).await
         })
     });
     let seen: Vec<_> = futures_util::future::try_join_all(runs).await.unwrap();
-    assert!(seen.iter().all(|one| one == &seen[0]), "{seen:?}");
+    // Members of a group are worked on side by side.
+    let sorted = seen.iter().map(|one| one.iter().collect::<BTreeSet<_>>()).collect::<BTreeSet<_>>();
+    assert_eq!(sorted.len(), 1, "{seen:?}");
     seen[0].clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Docker and root: cargo xtask test"]
 async fn a_deploy_killed_at_any_change_is_done_after_the_next_start() {
-    let changes = at_every_moment(Operation::Deploy, true).await;
+    let changes = at_moments(EVERY_MOMENT, Operation::Deploy, true).await;
     assert_eq!(
         changes,
         ["POST /images/create", "POST /networks/create", "POST /containers/create", "POST /containers/*/start"]
@@ -145,19 +119,49 @@ async fn a_deploy_killed_at_any_change_is_done_after_the_next_start() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Docker and root: cargo xtask test"]
 async fn a_delete_killed_at_any_change_is_done_after_the_next_start() {
-    let changes = at_every_moment(Operation::Remove { volumes: false }, false).await;
+    let changes = at_moments(EVERY_MOMENT, Operation::Remove { volumes: false }, false).await;
     assert_eq!(changes, ["POST /containers/*/stop", "DELETE /containers/*"]);
-    let changes = at_every_moment(Operation::Remove { volumes: true }, false).await;
+    let changes = at_moments(EVERY_MOMENT, Operation::Remove { volumes: true }, false).await;
     assert_eq!(changes, ["POST /containers/*/stop", "DELETE /containers/*", "DELETE /volumes/*"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Docker and root: cargo xtask test"]
 async fn a_stop_start_or_restart_killed_at_any_change_is_done_after_the_next_start() {
-    assert_eq!(at_every_moment(Operation::Stop, false).await, ["POST /containers/*/stop"]);
-    assert_eq!(at_every_moment(Operation::Start, false).await, ["POST /containers/*/start"]);
-    assert_eq!(at_every_moment(Operation::Restart, false).await, ["POST /containers/*/restart"]);
+    assert_eq!(at_moments(EVERY_MOMENT, Operation::Stop, false).await, ["POST /containers/*/stop"]);
+    assert_eq!(at_moments(EVERY_MOMENT, Operation::Start, false).await, ["POST /containers/*/start"]);
+    assert_eq!(at_moments(EVERY_MOMENT, Operation::Restart, false).await, ["POST /containers/*/restart"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Docker and root: cargo xtask test"]
+async fn an_update_killed_at_any_change_is_done_or_taken_back_after_the_next_start() {
+    let forth = ["POST /containers/create", "POST /containers/*/stop", "POST /containers/*/start"];
+    let changes = at_moments(EVERY_MOMENT, Operation::Update, false).await;
+    assert_eq!(changes, [forth.as_slice(), &["DELETE /containers/*", "POST /containers/*/rename"]].concat());
+    at_moments(TELLING_MOMENTS, Operation::UpdateOfStopped, false).await;
+    at_moments(TELLING_MOMENTS, Operation::UpdateThatFails, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Docker and root: cargo xtask test"]
+async fn a_group_killed_at_any_change_is_there_as_a_whole_or_not_at_all_after_the_next_start() {
+    for operation in [Operation::Group, Operation::GroupThatFails, Operation::RemoveGroup] {
+        at_moments(TELLING_MOMENTS, operation, false).await;
+    }
+}
+
+/// One of every kind.
+const OPERATIONS: [Operation; 8] = [
+    Operation::Deploy,
+    Operation::Stop,
+    Operation::Start,
+    Operation::Restart,
+    Operation::Remove { volumes: true },
+    Operation::Update,
+    Operation::UpdateThatFails,
+    Operation::GroupThatFails,
+];
 
 /// Kills the agent at the first, second, … thing that happens to a file in its state directory.
 async fn at_every_file_event(mut world: World, operation: Operation) -> Vec<String> {
@@ -208,15 +212,6 @@ async fn a_second_network_of_the_agents_name_is_removed_and_what_runs_keeps_its_
     world.agreement().await;
 }
 
-const OPERATIONS: [Operation; 6] = [
-    Operation::Deploy,
-    Operation::Stop,
-    Operation::Start,
-    Operation::Restart,
-    Operation::Remove { volumes: false },
-    Operation::Remove { volumes: true },
-];
-
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Docker and root: cargo xtask test"]
 async fn whenever_it_dies_while_it_writes_the_ledger_the_promise_is_the_old_or_the_new_and_is_kept() {
@@ -224,14 +219,17 @@ async fn whenever_it_dies_while_it_writes_the_ledger_the_promise_is_the_old_or_t
         .map(|operation| tokio::spawn(async move { at_every_file_event(World::new().await, operation).await }));
     let seen: Vec<_> = futures_util::future::try_join_all(runs).await.unwrap();
     let writes = |seen: &Vec<String>| seen.iter().filter(|event| *event == "ledger.json put in place").count();
-    assert_eq!(seen.iter().map(writes).collect::<Vec<_>>(), [2, 1, 1, 0, 2, 2], "{seen:?}");
+    let writes: Vec<usize> = seen.iter().map(writes).collect();
+    assert_eq!(writes[..7], [2, 1, 1, 0, 2, 2, 3], "{seen:?}");
+    // Whether one member of a group is seen to run before the other has failed is chance.
+    assert!((4..=5).contains(&writes[7]), "{seen:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Docker and root: cargo xtask test"]
 async fn what_was_answered_is_kept_whenever_it_dies_afterwards_and_what_was_not_is_kept_or_was_never_promised() {
     // Milliseconds from the request to the death; none: with the answer, which in this case comes at once.
-    const DELAYS: [Option<u64>; 4] = [None, Some(2), Some(60), Some(350)];
+    const DELAYS: [Option<u64>; 3] = [None, Some(60), Some(350)];
     let runs = OPERATIONS.map(|operation| {
         tokio::spawn(async move {
             let mut world = World::new().await;

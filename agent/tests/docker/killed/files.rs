@@ -1,4 +1,4 @@
-//! Strikes at the n-th thing that happens to a file in a folder: a draft made, written, put in place.
+//! Strikes at the n-th thing that happens to a file in a folder: a draft made, or put in place.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -21,7 +21,7 @@ impl FileTrap {
     /// Calls `strike` once, at the event with this number (from 1).
     pub(crate) fn set(folder: &Path, number: usize, strike: impl FnOnce() + Send + 'static) -> Self {
         let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).unwrap();
-        let flags = WatchFlags::CREATE | WatchFlags::MODIFY | WatchFlags::MOVED_TO;
+        let flags = WatchFlags::CREATE | WatchFlags::MOVED_TO;
         inotify::add_watch(&watch, folder, flags).unwrap();
         let ended = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&ended);
@@ -56,7 +56,6 @@ impl FileTrap {
 fn said(events: ReadFlags, name: Option<impl AsRef<str>>) -> String {
     let verb = match events {
         events if events.contains(ReadFlags::CREATE) => "made",
-        events if events.contains(ReadFlags::MODIFY) => "written",
         _ => "put in place",
     };
     format!("{} {verb}", name.as_ref().map_or("?", AsRef::as_ref))

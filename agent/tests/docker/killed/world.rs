@@ -50,6 +50,8 @@ pub(crate) struct Promise {
     pub(crate) spec_hash: String,
     /// The value of `VERSION` in its environment.
     pub(crate) version: String,
+    /// Another version is being tried, or taken back.
+    pub(crate) updating: bool,
 }
 
 impl World {
@@ -146,16 +148,23 @@ impl World {
         answer
     }
 
-    /// A deploy of an MCP server with a volume.
+    /// A deploy of an MCP server with a volume. Versions but the first have another volume, too; the one called `broken` ends at once.
     pub(crate) fn deploy_body(&self, word: &str, version: &str) -> Value {
-        json!({
+        let mut body = json!({
             "dockerImageUrl": self.image,
             "instanceNameOnToolbox": self.host.name(word),
             "accountToolInstanceId": format!("ati-{word}"),
             "mcpTransportType": "http",
             "environmentVariables": { "GREETING": HANDSHAKE, "VERSION": version },
             "volumes": [{ "name": "data", "path": "/data" }],
-        })
+        });
+        if version != "1" {
+            body["volumes"].as_array_mut().unwrap().push(json!({ "name": "more", "path": "/more" }));
+        }
+        if version == "broken" {
+            body["baseConfigOverrideJson"] = json!({ "Cmd": ["exit", "3"] });
+        }
+        body
     }
 
     /// What the agent says, for a person.
@@ -176,7 +185,7 @@ impl World {
             };
             let spec_hash = entry["spec_hash"].as_str().unwrap().to_owned();
             let version = entry["spec"]["process"]["environment"]["VERSION"].as_str().unwrap_or_default().to_owned();
-            (name.clone(), Promise { intent, spec_hash, version })
+            (name.clone(), Promise { intent, spec_hash, version, updating: !entry["update"].is_null() })
         });
         entries.collect()
     }
@@ -219,6 +228,9 @@ impl World {
                 "stop" => &["stopped"],
                 _ => return Err(format!("{name} is still being removed")),
             };
+            if promise.updating {
+                return Err(format!("{name} is still being updated"));
+            }
             let state = view["state"].as_str().unwrap_or_default();
             if !expected.contains(&state) {
                 return Err(format!("{name} is to {}, and the agent says {state}", promise.intent));
@@ -253,7 +265,11 @@ impl World {
         let volumes = self.listed("volumes?").await;
         let strays = volumes["Volumes"].as_array().into_iter().flatten().filter(|volume| {
             let owner = volume["Labels"]["dtma.instance"].as_str().unwrap_or_default();
-            !promises.contains_key(owner) && !self.kept.contains(owner)
+            let word = volume["Name"].as_str().and_then(|name| name.rsplit('.').next());
+            match promises.get(owner) {
+                Some(promise) => promise.version == "1" && word == Some("more"),
+                None => !self.kept.contains(owner),
+            }
         });
         let strays: Vec<&Value> = strays.map(|volume| &volume["Name"]).collect();
         if !strays.is_empty() {
@@ -274,23 +290,30 @@ impl World {
         self.kept.insert(self.host.name(word));
     }
 
-    /// The instance still does what it is told, and nothing is left of it afterwards.
-    pub(crate) async fn use_and_remove(&mut self, word: &str) {
+    /// The instance still does what it is told.
+    pub(crate) async fn stop_and_start(&self, word: &str) {
         let path = format!("/tools/{}", self.host.name(word));
         for verb in ["stop", "start"] {
             self.must(Method::POST, &format!("{path}/{verb}"), None, 200).await;
         }
-        self.must(Method::DELETE, &format!("{path}?volumes=true"), None, 200).await;
-        self.kept.remove(&self.host.name(word));
-        assert_eq!(self.agreement().await, BTreeMap::new());
-        self.nothing_left().await;
     }
 
-    /// No container, no volume; nothing but the agent's own network, with nobody on it.
+    /// Removes it with its volumes.
+    pub(crate) async fn remove(&mut self, word: &str) {
+        let path = format!("/tools/{}?volumes=true", self.host.name(word));
+        self.must(Method::DELETE, &path, None, 200).await;
+        self.kept.remove(&self.host.name(word));
+    }
+
+    /// No container, no volume; nothing but the agent's own network, with nobody on it. A group's network goes a moment later.
     pub(crate) async fn nothing_left(&self) {
         assert_eq!(self.host.left(), Vec::<String>::new());
-        let names = self.networks().await;
-        assert!(names.iter().all(|name| *name == format!("dtma-{}", self.host.scope)), "networks left: {names:?}");
+        let own = format!("dtma-{}", self.host.scope);
+        let begun = Instant::now();
+        while self.networks().await.iter().any(|name| *name != own) {
+            assert!(begun.elapsed() < RECOVERY, "networks left: {:?}\n{}", self.networks().await, self.log());
+            sleep(Duration::from_millis(25)).await;
+        }
     }
 
     /// Names of the networks bearing this world's label.
