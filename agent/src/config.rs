@@ -33,7 +33,8 @@ pub struct Settings {
     pub docker_host: Option<String>,
     /// `DTMA_SCOPE`: which of several agents on one Docker Engine this is. `main`.
     pub scope: String,
-    /// `DTMA_DISK_RESERVE_MB` (512) and `DTMA_DISK_RESERVE_PERCENT` (5): how much disk is kept free; the larger of both.
+    /// `DTMA_DISK_RESERVE_MB` (512) and `DTMA_DISK_RESERVE_PERCENT` (5, of which 4 GiB at most): how much disk is kept free; the
+    /// larger of both.
     pub disk_reserve: Reserve,
     /// `DTMA_IMAGE_KEEP_DAYS`: how long an image the agent pulled is kept after its last use. 7.
     pub image_max_age: Duration,

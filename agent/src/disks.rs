@@ -4,12 +4,15 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+/// What a part of a large disk comes to at most: more room than that is room, however large the disk is.
+const MOST_BY_PERCENT: u64 = 4 * 1024 * 1024 * 1024;
+
 /// How much is kept free: the larger of both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reserve {
     /// Bytes.
     pub bytes: u64,
-    /// Of the whole file system.
+    /// Of the whole file system; 4 GiB at most.
     pub percent: u8,
 }
 
@@ -22,7 +25,7 @@ impl Default for Reserve {
 impl Reserve {
     /// Bytes to be kept free of so many.
     fn of(self, total: u64) -> u64 {
-        self.bytes.max(total / 100 * u64::from(self.percent))
+        self.bytes.max((total / 100 * u64::from(self.percent)).min(MOST_BY_PERCENT))
     }
 }
 
@@ -148,7 +151,9 @@ mod tests {
     fn the_larger_of_both_reserves_counts() {
         let reserve = Reserve::default();
         assert_eq!(reserve.of(4 * GIB), GIB / 2);
-        assert_eq!(reserve.of(100 * GIB), 5 * GIB);
+        assert_eq!(reserve.of(60 * GIB).div_ceil(GIB), 3);
+        assert_eq!(reserve.of(1000 * GIB), 4 * GIB);
+        assert_eq!(Reserve { bytes: 50 * GIB, percent: 5 }.of(1000 * GIB), 50 * GIB);
         assert_eq!(Reserve { bytes: 0, percent: 0 }.of(GIB), 0);
     }
 

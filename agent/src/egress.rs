@@ -5,6 +5,8 @@
 //! and nowhere else, once for each connection, and what is connected to is the address that was judged.
 
 mod connections;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 mod rule;
 mod serve;
 mod watched;

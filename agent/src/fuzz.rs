@@ -6,14 +6,17 @@
 // What tests are made of may fail as loudly as the tests themselves.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
-use crate::{backend, engine, http, instance, mcp, store};
+use crate::{backend, egress, engine, http, instance, mcp, store};
 
 /// Takes any bytes, and fails when something isn't as it must be.
 pub type Target = fn(&[u8]);
 
 /// Every target by name, which is also that of its corpus.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("deploy", engine::docker::fuzzed::deploy),
+    ("update", engine::docker::fuzzed::update),
+    ("group", engine::docker::fuzzed::group),
+    ("egress", egress::fuzzed::egress),
     ("label", engine::docker::fuzzed::label),
     ("inspect", engine::docker::fuzzed::inspect),
     ("log", engine::docker::fuzzed::log),

@@ -5,11 +5,14 @@ use serde::{Deserialize, Serialize};
 
 /// Body of `POST /tools/{ref}/exec`. The agent reads the JSON itself, so that it can name every fault at once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct ExecRequest {
     /// The program and its arguments, 1 to 256 texts and at most 64 KiB in all; not a shell's text: `["/bin/sh", "-c", "…"]` is one.
+    #[schemars(length(min = 1, max = 256))]
     pub command: Vec<String>,
     /// How long it may take, seconds, 1 to 120; 30 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 120))]
     pub timeout_seconds: Option<u64>,
 }
 

@@ -28,18 +28,18 @@ pub struct GroupRequest {
 #[serde(rename_all = "camelCase")]
 pub struct GroupOptions {
     /// They reach each other, by their names; otherwise each is alone.
-    #[serde(default)]
-    pub shared_networking: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_networking: Option<bool>,
     /// Names of servers: each is begun when the one before it runs. Servers that aren't named come whenever there is room.
-    #[serde(default)]
-    pub dependency_order: Vec<InstanceName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dependency_order: Option<Vec<InstanceName>>,
     /// How many are brought up at the same time; 3 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 16))]
     pub max_concurrent_deployments: Option<u32>,
     /// All or none: when one can't be had, everything this request brought is taken back.
-    #[serde(default)]
-    pub atomic: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub atomic: Option<bool>,
 }
 
 /// Answer of `POST /mcp/groups`.

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::desk::Shared;
 use super::handle::Instances;
@@ -143,9 +144,12 @@ pub(super) struct Underway {
 impl Loop {
     async fn until(mut self, mut inbox: mpsc::UnboundedReceiver<(InstanceName, State)>, shutdown: CancellationToken) {
         let changed = Arc::new(Notify::new());
-        let watcher = tokio::spawn(watch(Arc::clone(&self.engine), Arc::clone(&changed)));
-        let sampler = tokio::spawn(usage::watch(Arc::clone(&self.shared), self.timing.sample_every));
-        let pruner = tokio::spawn(prune::watch(Arc::clone(&self.shared), self.timing));
+        // They end with the loop, however it ends: what they share with it ends only after them.
+        let _beside = [
+            AbortOnDropHandle::new(tokio::spawn(watch(Arc::clone(&self.engine), Arc::clone(&changed)))),
+            AbortOnDropHandle::new(tokio::spawn(usage::watch(Arc::clone(&self.shared), self.timing.sample_every))),
+            AbortOnDropHandle::new(tokio::spawn(prune::watch(Arc::clone(&self.shared), self.timing))),
+        ];
         let mut reason = "start";
         loop {
             self.pass(reason).await;
@@ -181,9 +185,6 @@ impl Loop {
             }
         }
         // Work under way is left where it is, as a crash would leave it; the next start goes on from there.
-        watcher.abort();
-        sampler.abort();
-        pruner.abort();
         self.jobs.abort_all();
     }
 

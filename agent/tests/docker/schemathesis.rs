@@ -63,6 +63,9 @@ impl Supervised {
                 .env("DTMA_SCOPE", &scope)
                 .env("DTMA_TLS", "off")
                 .env("OFFLINE_MODE", "true")
+                // However full this machine is.
+                .env("DTMA_DISK_RESERVE_MB", "0")
+                .env("DTMA_DISK_RESERVE_PERCENT", "0")
                 .env("BACKEND_TO_DTMA_API_KEY", KEY)
                 .env("PORT", port.to_string())
                 .stdout(Stdio::null())
@@ -97,7 +100,7 @@ impl Supervised {
         self.stop.store(true, Ordering::Release);
         let pid = i32::try_from(*self.pid.lock().unwrap()).unwrap();
         let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM);
-        self.supervisor.take().is_some_and(|supervisor| supervisor.join().unwrap())
+        self.supervisor.take().is_some_and(|supervisor| supervisor.join().unwrap_or(false))
     }
 }
 

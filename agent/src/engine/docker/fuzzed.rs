@@ -7,12 +7,16 @@ use std::collections::BTreeSet;
 
 use bollard::container::LogOutput;
 use bollard::models::ContainerInspectResponse;
+use dtma_api::InstanceName;
 use serde_json::Value;
 
 use super::network::{self, Networks};
 use super::{make, read};
 use crate::engine::{Link, LogStream};
-use crate::instance::{Capability, DeploymentId, Egress, Policy, Spec, validate};
+use crate::instance::{
+    Capability, DeploymentId, Egress, HealthGate, Policy, Present, Refusal, Spec, validate, validate_group,
+    validate_update,
+};
 
 /// All a container is ever asked for. Whatever isn't here might give it the host; think before adding to it.
 const CONTAINER: [&str; 11] = [
@@ -55,35 +59,90 @@ pub(crate) fn deploy(data: &[u8]) {
     let policy = Policy::default();
     match validate(&body, &policy) {
         Err(refusal) => {
-            assert!(!refusal.faults.is_empty());
-            assert!(refusal.faults.iter().all(|fault| fault.path.starts_with('$') && !fault.problem.is_empty()));
+            told(&refusal);
             assert_eq!(validate(&body, &policy), Err(refusal));
         }
         Ok((spec, warnings)) => {
             assert!(warnings.iter().all(|warning| warning.path.starts_with('$')));
-            kept(&spec);
-            let made = shut_in(&spec);
-            let host = &made["HostConfig"];
-            let askable = Capability::ASKABLE.map(Capability::as_str);
-            assert!(list(&host["CapAdd"]).all(|capability| askable.contains(&capability.as_str().unwrap())));
-            for binding in values(&host["PortBindings"]).flat_map(|list| list.as_array().unwrap()) {
-                assert_eq!(binding["HostIp"], "127.0.0.1");
-                assert_ne!(binding["HostPort"], policy.agent_port.to_string(), "the agent's own port");
-            }
-            let targets = list(&host["Mounts"]).map(|mount| mount["Target"].as_str().unwrap());
-            let targets: Vec<&str> = targets.chain(keys(&host["Tmpfs"])).collect();
-            for target in &targets {
-                assert!(target.starts_with('/') && !target.split('/').any(|part| part == ".." || part == "."));
-                for kept in ["/proc", "/sys", "/dev", "/run/secrets"] {
-                    assert!(*target != kept && !target.starts_with(&format!("{kept}/")), "{target}");
-                }
-            }
-            assert_eq!(targets.iter().collect::<BTreeSet<_>>().len(), targets.len(), "mounted twice: {targets:?}");
-            for variable in list(&made["Env"]) {
-                let (name, value) = variable.as_str().unwrap().split_once('=').unwrap();
-                assert!(!name.is_empty() && !value.contains('\0'), "{variable}");
-            }
+            accepted(&spec, &policy);
         }
+    }
+}
+
+/// An update as well, and it stays the same instance's.
+pub(crate) fn update(data: &[u8]) {
+    let Ok(body) = serde_json::from_slice::<Value>(data) else { return };
+    let (name, id) = ("one".parse().unwrap(), "ati-1".parse().unwrap());
+    let policy = Policy::default();
+    match validate_update(&body, Present { name: &name, account_tool_instance_id: &id }, &policy) {
+        Err(refusal) => told(&refusal),
+        Ok((spec, gate, _)) => {
+            assert_eq!((&spec.name, &spec.account_tool_instance_id), (&name, &id));
+            assert!((1..=HealthGate::MAX_TIMEOUT_SECONDS).contains(&gate.timeout_seconds), "{gate:?}");
+            assert!((1..=HealthGate::MAX_SUCCESSES).contains(&gate.successes), "{gate:?}");
+            accepted(&spec, &policy);
+        }
+    }
+}
+
+/// A group's members as well; their names are their own, and an order in which they can be brought up exists.
+pub(crate) fn group(data: &[u8]) {
+    let Ok(body) = serde_json::from_slice::<Value>(data) else { return };
+    let policy = Policy::default();
+    match validate_group(&body, &policy) {
+        Err(refusal) => told(&refusal),
+        Ok(plan) => {
+            let names: BTreeSet<_> = plan.servers.iter().map(|spec| &spec.name).collect();
+            let ids: BTreeSet<_> = plan.servers.iter().map(|spec| &spec.account_tool_instance_id).collect();
+            assert!(!names.is_empty() && plan.most_at_once > 0);
+            assert_eq!((names.len(), ids.len()), (plan.servers.len(), plan.servers.len()), "two are called the same");
+            let mut waiting: BTreeSet<_> = names.clone();
+            while !waiting.is_empty() {
+                let ready = |name: &&InstanceName| {
+                    plan.after.get(*name).into_iter().flatten().all(|before| !waiting.contains(before))
+                };
+                let ready: BTreeSet<_> = waiting.iter().copied().filter(ready).collect();
+                assert!(!ready.is_empty(), "these wait for each other: {waiting:?}");
+                waiting.retain(|name| !ready.contains(name));
+            }
+            assert!(
+                plan.after
+                    .iter()
+                    .all(|(name, before)| names.contains(name) && before.iter().all(|one| names.contains(one)))
+            );
+            plan.servers.iter().for_each(|spec| accepted(spec, &policy));
+        }
+    }
+}
+
+fn told(refusal: &Refusal) {
+    assert!(!refusal.faults.is_empty());
+    assert!(refusal.faults.iter().all(|fault| fault.path.starts_with('$') && !fault.problem.is_empty()));
+}
+
+/// What a caller's spec may come to.
+fn accepted(spec: &Spec, policy: &Policy) {
+    kept(spec);
+    let made = shut_in(spec);
+    let host = &made["HostConfig"];
+    let askable = Capability::ASKABLE.map(Capability::as_str);
+    assert!(list(&host["CapAdd"]).all(|capability| askable.contains(&capability.as_str().unwrap())));
+    for binding in values(&host["PortBindings"]).flat_map(|list| list.as_array().unwrap()) {
+        assert_eq!(binding["HostIp"], "127.0.0.1");
+        assert_ne!(binding["HostPort"], policy.agent_port.to_string(), "the agent's own port");
+    }
+    let targets = list(&host["Mounts"]).map(|mount| mount["Target"].as_str().unwrap());
+    let targets: Vec<&str> = targets.chain(keys(&host["Tmpfs"])).collect();
+    for target in &targets {
+        assert!(target.starts_with('/') && !target.split('/').any(|part| part == ".." || part == "."));
+        for kept in ["/proc", "/sys", "/dev", "/run/secrets"] {
+            assert!(*target != kept && !target.starts_with(&format!("{kept}/")), "{target}");
+        }
+    }
+    assert_eq!(targets.iter().collect::<BTreeSet<_>>().len(), targets.len(), "mounted twice: {targets:?}");
+    for variable in list(&made["Env"]) {
+        let (name, value) = variable.as_str().unwrap().split_once('=').unwrap();
+        assert!(!name.is_empty() && !value.contains('\0'), "{variable}");
     }
 }
 
@@ -129,8 +188,7 @@ fn shut_in(spec: &Spec) -> Value {
     }
     let labels = &made["Labels"];
     assert_eq!((&labels["dtma.managed"], &labels["dtma.instance"]), (&"true".into(), &spec.name.as_str().into()));
-    let told = labels["dtma.spec"].as_str().unwrap();
-    let told: Spec = serde_json::from_str(told).unwrap();
+    let told: Spec = serde_json::from_str(labels["dtma.spec"].as_str().unwrap()).unwrap();
     assert!(told.process.environment.0.values().all(String::is_empty), "a value of the environment is in a label");
     let mut without = spec.clone();
     without.process.environment.0.values_mut().for_each(String::clear);

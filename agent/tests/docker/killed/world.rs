@@ -88,6 +88,9 @@ impl World {
             .env("DTMA_SCOPE", &self.host.scope)
             .env("DTMA_TLS", "off")
             .env("OFFLINE_MODE", "true")
+            // However full this machine is.
+            .env("DTMA_DISK_RESERVE_MB", "0")
+            .env("DTMA_DISK_RESERVE_PERCENT", "0")
             .env("BACKEND_TO_DTMA_API_KEY", "fleet")
             .env("PORT", port.to_string())
             .kill_on_drop(true)

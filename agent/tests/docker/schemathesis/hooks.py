@@ -47,8 +47,9 @@ def before_call(context, case, kwargs):
         described = {parameter["name"] for parameter in case.operation.definition.raw.get("parameters", [])}
         if "wait" in described:
             case.query.setdefault("wait", 2)
-        if "follow" in described and case.query.get("follow") in (None, True, "true", "", 1, "1"):
-            case.query["follow"] = "false"
+        for endless in ("follow", "stream"):
+            if endless in described and case.query.get(endless) in (None, True, "true", "", 1, "1"):
+                case.query[endless] = "false"
     if isinstance(case.path_parameters, dict):
         for parameter, known in (("ref", NAMES), ("id", GROUPS), ("groupId", GROUPS)):
             if parameter in case.path_parameters:
