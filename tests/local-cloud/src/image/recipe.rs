@@ -49,6 +49,13 @@ pub const RECIPES: &[Recipe] = &[
         packages: &["docker.io"],
     },
     Recipe { slug: "debian-11-x64", id: 129_211_871, name: "11 x64", suite: "bullseye", packages: &[] },
+    Recipe {
+        slug: "docker-debian-11",
+        id: 129_211_872,
+        name: "Docker on Debian 11",
+        suite: "bullseye",
+        packages: &["docker.io"],
+    },
     Recipe { slug: "debian-13-x64", id: 129_211_875, name: "13 x64", suite: "trixie", packages: &[] },
     Recipe {
         slug: "docker-debian-13",
