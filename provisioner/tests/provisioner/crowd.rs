@@ -151,6 +151,7 @@ async fn two_hundred_accounts_at_once_cost_the_cloud_little_more_than_their_crea
         let State::AwaitingHeartbeat { attempt, .. } = environment.state else { panic!("{environment:?}") };
         assert_eq!(attempt.number, 1);
     }
-    let beside: usize = asked.values().sum::<usize>() - ACCOUNTS;
-    assert!(beside <= 3 * ACCOUNTS / 2, "an action each, and some lists: {asked:?}");
+    // Lists come by the clock, however long this machine takes. One request for each droplet beside its create is what the limit allows.
+    let one_by_one = ["get", "action"].into_iter().filter_map(|operation| asked.get(operation)).sum::<usize>();
+    assert!(one_by_one <= 3 * ACCOUNTS / 2, "an action each, and hardly a get: {asked:?}");
 }
