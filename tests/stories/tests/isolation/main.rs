@@ -97,7 +97,7 @@ async fn assert_reach(scene: &Scene, when: &str) -> Story {
     }
 
     // The agent's own port, at whichever of the droplet's addresses, is no use without the key.
-    let droplet = scene.environment.ip_address.clone().ok_or("the droplet has no address")?;
+    let droplet = scene.environment.ip_address.ok_or("the droplet has no address")?;
     let agent = format!("https://{droplet}:30000/tools");
     let answer = get(scene, "open", &agent).await?;
     assert!(answer.starts_with("401"), "{when}: {answer}");
