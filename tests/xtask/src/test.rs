@@ -75,7 +75,8 @@ async fn steps(options: &Options, workspace: &Workspace, summary: &mut Summary, 
     if options.quick || !programs_and_images(workspace, summary, terminal).await {
         return;
     }
-    // One at a time: each has droplets of its own, and two cores.
+    // One at a time: each has droplets of its own, and two cores. Schemathesis isn't green yet, since it takes a documented 501 or 503 for
+    // a fault; until it is, by hand: cargo test -p dtma-agent --test docker -- --ignored schemathesis
     let stories =
         ["test", "--workspace", "--no-fail-fast", "--", "--ignored", "--test-threads=1", "--skip=schemathesis"];
     cargo("tests with Docker and droplets", &stories, workspace, summary, terminal).await;
