@@ -9,7 +9,7 @@ use stack::Agent;
 use tokio::time::Instant;
 
 use super::dice::Dice;
-use super::model::{Answer, Model, Promise, Wish};
+use super::model::{Answer, Model, Wish};
 use super::record::Record;
 
 /// Longer than any wait that is asked for, a restart of Docker included.
@@ -70,10 +70,8 @@ impl Client<'_> {
     }
 
     fn wish(&mut self, name: &str) -> Wish {
-        let absent = self
-            .models
-            .get(name)
-            .is_some_and(|model| model.possible().into_iter().all(|promise| promise == Promise::Absent));
+        let absent =
+            self.models.get(name).is_some_and(|model| model.possible().into_iter().all(|promise| promise.is_gone()));
         let version = u32::from(self.dice.percent(30)) + 1;
         let volumes = self.dice.percent(50);
         let often = if absent { 90 } else { 15 };

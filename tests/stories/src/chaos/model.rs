@@ -34,6 +34,8 @@ pub(super) enum Answer {
 pub(super) enum Promise {
     /// There is none.
     Absent,
+    /// It is on its way out, which takes a while; until then it can be asked to go once more.
+    Leaving,
     /// There is one of this version.
     Present {
         version: u32,
@@ -41,6 +43,16 @@ pub(super) enum Promise {
         /// It has run once; until then a failure takes it back.
         proven: bool,
     },
+}
+
+impl Promise {
+    /// Nothing is left of it in the end.
+    pub(super) fn is_gone(&self) -> bool {
+        match self {
+            Self::Absent | Self::Leaving => true,
+            Self::Present { .. } => false,
+        }
+    }
 }
 
 /// Every promise that fits what was told.
@@ -94,7 +106,9 @@ impl Model {
 /// What it is promised to be when the wish is accepted; nothing when it can't be.
 fn granted(wish: Wish, was: Promise) -> Option<Promise> {
     match (wish, was) {
-        (Wish::Deploy(version), Promise::Absent) => Some(Promise::Present { version, runs: true, proven: false }),
+        (Wish::Deploy(version), Promise::Absent | Promise::Leaving) => {
+            Some(Promise::Present { version, runs: true, proven: false })
+        }
         (Wish::Deploy(version), Promise::Present { version: there, .. }) => (version == there).then_some(was),
         (Wish::Update(version), Promise::Present { proven, .. }) => {
             Some(Promise::Present { version, runs: true, proven })
@@ -105,19 +119,21 @@ fn granted(wish: Wish, was: Promise) -> Option<Promise> {
         (Wish::Stop, Promise::Present { version, proven, .. }) => {
             Some(Promise::Present { version, runs: false, proven })
         }
-        (Wish::Delete { .. }, Promise::Present { .. }) => Some(Promise::Absent),
-        (Wish::Update(_) | Wish::Start | Wish::Restart | Wish::Stop | Wish::Delete { .. }, Promise::Absent) => None,
+        (Wish::Delete { .. }, Promise::Present { .. } | Promise::Leaving) => Some(Promise::Leaving),
+        (Wish::Update(_) | Wish::Start | Wish::Restart | Wish::Stop | Wish::Delete { .. }, Promise::Absent)
+        | (Wish::Update(_) | Wish::Start | Wish::Restart | Wish::Stop, Promise::Leaving) => None,
     }
 }
 
 fn said(wish: Wish, status: u16, code: &str, before: &BTreeSet<Promise>) -> BTreeSet<Promise> {
     let accepted = || before.iter().filter_map(|was| granted(wish, *was));
-    let present = || before.iter().copied().filter(|was| *was != Promise::Absent);
+    let present = || before.iter().copied().filter(|was| !was.is_gone());
     match status {
         // It has been seen to be as asked.
         200 | 201 => accepted()
-            .filter(|_| status == 200 || before.contains(&Promise::Absent))
+            .filter(|_| status == 200 || before.iter().any(Promise::is_gone))
             .map(|now| match now {
+                Promise::Leaving => Promise::Absent,
                 Promise::Present { version, runs: true, .. } => Promise::Present { version, runs: true, proven: true },
                 now => now,
             })
@@ -125,7 +141,7 @@ fn said(wish: Wish, status: u16, code: &str, before: &BTreeSet<Promise>) -> BTre
         // The new version may fail yet, and then it is what it was.
         202 if matches!(wish, Wish::Update(_)) => accepted().chain(present()).collect(),
         202 => accepted().collect(),
-        404 if code == "instance_not_found" => before.iter().copied().filter(|was| *was == Promise::Absent).collect(),
+        404 if code == "instance_not_found" => before.iter().copied().filter(Promise::is_gone).collect(),
         // Another version is there.
         409 if code == "instance_exists" => present().filter(|was| granted(wish, *was).is_none()).collect(),
         409 if code == "update_rolled_back" => present().collect(),
@@ -167,7 +183,20 @@ mod tests {
         assert_eq!(heard(&stopped).unwrap().possible(), [STOPPED].into());
         let deleted = [deployed, (Wish::Delete { volumes: false }, said(202, ""))];
         let model = heard(&deleted).unwrap();
-        assert_eq!((model.possible(), model.volumes_kept), ([Promise::Absent].into(), true));
+        assert_eq!((model.possible(), model.volumes_kept), ([Promise::Leaving].into(), true));
+    }
+
+    #[test]
+    fn what_is_leaving_can_be_asked_to_go_again() {
+        let leaving = [(Wish::Deploy(1), said(201, "")), (Wish::Delete { volumes: false }, said(202, ""))];
+        let after = |wish: Wish, answer: Answer| heard(&[leaving.as_slice(), &[(wish, answer)]].concat());
+        let again = after(Wish::Delete { volumes: true }, said(200, "")).unwrap();
+        assert_eq!((again.possible(), again.volumes_kept), ([Promise::Absent].into(), false));
+        let gone = after(Wish::Start, said(404, "instance_not_found")).unwrap();
+        assert_eq!(gone.possible(), [Promise::Leaving].into());
+        assert_eq!(after(Wish::Stop, said(409, "busy")).unwrap().possible(), [Promise::Leaving].into());
+        assert!(after(Wish::Start, said(200, "")).is_err(), "started while it left");
+        assert!(heard(&[(Wish::Delete { volumes: true }, said(200, ""))]).is_err(), "never there");
     }
 
     #[test]

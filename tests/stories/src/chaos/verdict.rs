@@ -148,11 +148,12 @@ fn promised(entry: &Value) -> Option<Promise> {
 /// The same to a caller, who isn't told whether it has run before.
 fn alike(one: Promise, other: Promise) -> bool {
     match (one, other) {
-        (Promise::Absent, Promise::Absent) => true,
+        (Promise::Absent | Promise::Leaving, Promise::Absent | Promise::Leaving) => true,
         (Promise::Present { version, runs, .. }, Promise::Present { version: other, runs: others, .. }) => {
             (version, runs) == (other, others)
         }
-        (Promise::Absent, Promise::Present { .. }) | (Promise::Present { .. }, Promise::Absent) => false,
+        (Promise::Absent | Promise::Leaving, Promise::Present { .. })
+        | (Promise::Present { .. }, Promise::Absent | Promise::Leaving) => false,
     }
 }
 
