@@ -1,6 +1,7 @@
 //! The way to an instance's MCP endpoint, and the proof that one is there. Messages pass through unread: whatever era or extension
 //! client and server speak is theirs.
 
+pub mod link;
 pub mod origin;
 mod probe;
 mod proxy;
