@@ -26,7 +26,7 @@ static int serve(int port) {
         int peer = accept(listener, 0, 0);
         if (peer < 0) continue;
         if (read(peer, buffer, sizeof buffer) > 0)
-            dprintf(peer, "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %zu\r\n\r\n%s", strlen(greeting), greeting);
+            dprintf(peer, "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: text/plain\r\ncontent-length: %zu\r\n\r\n%s", strlen(greeting), greeting);
         close(peer);
     }
 }

@@ -54,7 +54,9 @@ def before_call(context, case, kwargs):
         for parameter, known in (("ref", NAMES), ("id", GROUPS), ("groupId", GROUPS)):
             if parameter in case.path_parameters:
                 reference = str(case.path_parameters[parameter])
-                case.path_parameters[parameter] = one_of(known + [reference], reference)
+                # One of these came out of an earlier answer, and is meant.
+                if reference not in known:
+                    case.path_parameters[parameter] = one_of(known + [reference], reference)
     for number, deploy in enumerate(deploys(case.body)):
         image, name = deploy.get("dockerImageUrl"), deploy.get("instanceNameOnToolbox")
         identifier = deploy.get("accountToolInstanceId")
