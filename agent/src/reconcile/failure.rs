@@ -4,6 +4,7 @@ use crate::engine::EngineError;
 use crate::instance::{Failure, FailureKind, Spec};
 
 impl Failure {
+    /// One without a server's last lines.
     pub(super) fn new(kind: FailureKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), log: Vec::new() }
     }

@@ -77,7 +77,7 @@ pub(super) fn group(
         }
         let message = format!("it comes after {member}, which was not accepted");
         let kind = FailureKind::MemberFailed { member: member.clone() };
-        rejected.insert(name.clone(), Rejection::Failed(Failure { kind, message, log: Vec::new() }));
+        rejected.insert(name.clone(), Rejection::Failed(Failure::new(kind, message)));
     }
     let refused = atomic && !rejected.is_empty();
     if !refused {
@@ -92,7 +92,7 @@ pub(super) fn group(
             (None, Some(member)) if refused => {
                 let message = format!("the group is atomic, and {member} was not accepted");
                 let kind = FailureKind::MemberFailed { member: member.clone() };
-                Err(Rejection::Failed(Failure { kind, message, log: Vec::new() }))
+                Err(Rejection::Failed(Failure::new(kind, message)))
             }
             (None, _) => Ok(Accepted::new(desk, entry, created.contains(&name))),
         };
