@@ -76,3 +76,68 @@ pub struct Directives {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bearer_token: Option<Token>,
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_heartbeat_has_the_shape_the_backend_reads() {
+        let metrics = json!({
+            "cpu_load_percent": 1.5,
+            "memory": { "total_bytes": 4, "active_bytes": 2, "free_bytes": 1, "used_bytes": 3 },
+            "disk": { "mount": "/", "total_bytes": 9, "used_bytes": 5, "free_bytes": 4 },
+            "disk_pressure": false,
+        });
+        let tool = json!({
+            "account_tool_instance_id": "id-1",
+            "instance_name_on_toolbox": "tool.one",
+            "status_on_toolbox": "error_runtime",
+            "runtime_details": {
+                "container_id": "c", "image": "i", "image_digest": null, "health": "unknown", "restart_count": 2, "error": "it ended",
+            },
+        });
+        let sent = json!({
+            "dtma_version": "1.2.3", "system_status": metrics, "tool_statuses": [tool], "sent_at": null,
+            "agent_started_at": null, "docker_reachable": true, "settings_generation": 4,
+        });
+        let heartbeat: Heartbeat = serde_json::from_value(sent.clone()).unwrap();
+        assert_eq!(serde_json::to_value(heartbeat).unwrap(), sent);
+    }
+
+    #[test]
+    fn every_status_is_one_the_backends_table_takes() {
+        use InstallationStatus::{
+            Deleting, Deploying, Error, ErrorRuntime, PendingDeploy, Running, Starting, Stopped, Stopping,
+        };
+        // account_tool_installation_status_enum: a row with any other word is refused.
+        let taken = [
+            "pending_install",
+            "installing",
+            "active",
+            "error_install",
+            "pending_uninstall",
+            "uninstalling",
+            "uninstalled",
+            "error_uninstall",
+            "pending_config",
+            "stopped",
+            "starting",
+            "stopping",
+            "error_runtime",
+            "disabled",
+            "pending_deploy",
+            "deploying",
+            "running",
+            "error",
+            "pending_delete",
+            "deleting",
+        ];
+        for status in [PendingDeploy, Deploying, Starting, Running, Stopping, Stopped, ErrorRuntime, Error, Deleting] {
+            let Value::String(word) = serde_json::to_value(status).unwrap() else { panic!("{status:?} is no word") };
+            assert!(taken.contains(&word.as_str()), "{word}");
+        }
+    }
+}

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+mod predecessor;
 mod source;
 
 use std::collections::BTreeSet;
