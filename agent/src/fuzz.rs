@@ -12,7 +12,7 @@ use crate::{backend, egress, engine, http, instance, mcp, store};
 pub type Target = fn(&[u8]);
 
 /// Every target by name, which is also that of its corpus.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 15] = [
     ("deploy", engine::docker::fuzzed::deploy),
     ("update", engine::docker::fuzzed::update),
     ("group", engine::docker::fuzzed::group),
@@ -23,6 +23,8 @@ pub const TARGETS: [(&str, Target); 13] = [
     ("image", instance::fuzzed::image),
     ("reference", instance::fuzzed::reference),
     ("ledger", store::ledger::fuzzed::ledger),
+    ("exec", http::fuzzed_exec),
+    ("credentials", instance::validate::fuzzed_credentials),
     ("query", http::fuzzed_query),
     ("probe", mcp::fuzzed_probe),
     ("backend", backend::fuzzed_answer),

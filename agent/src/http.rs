@@ -29,6 +29,8 @@ use tokio_util::sync::CancellationToken;
 use tower_http::timeout::RequestBodyTimeoutLayer;
 
 #[cfg(any(test, fuzzing))]
+pub(crate) use self::tools::exec::fuzzed::exec as fuzzed_exec;
+#[cfg(any(test, fuzzing))]
 pub(crate) use self::tools::params::fuzzed::query as fuzzed_query;
 
 use self::error::ApiError;

@@ -1,7 +1,7 @@
 //! `/tools`: deploys, lifecycle calls, lists and logs. What is wrong with a request is answered here; what goes wrong with an instance
 //! is mapped in [`failures`].
 
-mod exec;
+pub(super) mod exec;
 pub(super) mod failures;
 mod logs;
 pub(super) mod params;

@@ -20,6 +20,8 @@ use dtma_api::instance::{PullPolicy, Transport};
 use dtma_api::{AccountToolInstanceId, GroupId, InstanceName, failure::Fault};
 use serde_json::{Map, Value};
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::credentials::fuzzed::credentials as fuzzed_credentials;
 use self::findings::{At, Findings, is_nothing};
 pub use self::group::{GroupPlan, group_credentials, validate_group};
 use self::host_config::HostConfig;

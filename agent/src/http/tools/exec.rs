@@ -1,5 +1,8 @@
 //! `POST /tools/{ref}/exec`: one command inside an instance's container, and nowhere else.
 
+#[cfg(any(test, fuzzing))]
+pub(in crate::http) mod fuzzed;
+
 use std::time::Duration;
 
 use axum::Json;

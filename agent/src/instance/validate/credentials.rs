@@ -1,5 +1,8 @@
 //! `registryCredentials`: read apart from the spec, because they are no part of it.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
+
 use serde_json::{Map, Value};
 
 use super::findings::{At, Findings};
