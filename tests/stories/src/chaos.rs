@@ -3,6 +3,7 @@
 //! tried can be tried again; what happens at which moment is the machine's affair.
 
 mod client;
+mod crew;
 mod dice;
 mod model;
 mod monkey;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use self::client::Client;
+use self::crew::Crew;
 use self::dice::Dice;
 use self::model::Model;
 use self::monkey::Monkey;
@@ -81,17 +83,26 @@ impl Chaos {
                 heard: client::Heard::default(),
             })
             .collect();
+        let mut crew = Crew {
+            agent: &scene.agent,
+            image,
+            dice: Dice::new(self.seed, "crew"),
+            record: &record,
+            heard: client::Heard::default(),
+        };
         let dice = Dice::new(self.seed, "monkey");
         let mut monkey = Monkey { scene, dice, record: &record, played: BTreeMap::new() };
 
         let asking = futures_util::future::join_all(clients.iter_mut().map(|client| client.ask_until(end)));
         let watching = watch_memory(scene, end);
-        let (mistakes, played, most) = tokio::join!(asking, monkey.play_until(end), watching);
+        let (mistakes, of_the_crew, played, most) =
+            tokio::join!(asking, crew.ask_until(end), monkey.play_until(end), watching);
         played?;
-        let mut wrong: Vec<String> = mistakes.into_iter().flatten().collect();
+        let mut wrong: Vec<String> = mistakes.into_iter().flatten().chain(of_the_crew).collect();
         let mut models = BTreeMap::new();
         let mut contested: BTreeSet<String> = contested.into_iter().collect();
-        let mut requests = (0, 0, 0);
+        contested.extend(crew::MEMBERS.map(str::to_owned));
+        let mut requests = (crew.heard.accepted, crew.heard.refused, crew.heard.lost);
         for client in clients {
             requests.0 += client.heard.accepted;
             requests.1 += client.heard.refused;

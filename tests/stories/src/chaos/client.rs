@@ -37,6 +37,24 @@ pub(super) struct Heard {
     pub(super) lost: usize,
 }
 
+impl Heard {
+    /// Counts an answer.
+    ///
+    /// # Errors
+    /// When no agent may answer like that: a fault of the server's that has no code of its own.
+    pub(super) fn count(&mut self, answer: &Answer) -> Result<(), String> {
+        match answer {
+            Answer::Said(200..=299, _) => self.accepted += 1,
+            Answer::Said(500.., code) if code.is_empty() || code == "internal" => {
+                return Err(format!("it was answered {answer:?}"));
+            }
+            Answer::Said(..) => self.refused += 1,
+            Answer::Lost | Answer::Unsent => self.lost += 1,
+        }
+        Ok(())
+    }
+}
+
 impl Client<'_> {
     /// Asks until `end`. The mistakes of the agent's that were seen.
     pub(super) async fn ask_until(&mut self, end: Instant) -> Vec<String> {
@@ -47,14 +65,8 @@ impl Client<'_> {
             let wish = self.wish(&name);
             let answer = self.ask(&name, wish).await;
             self.record.write(&self.who, &format!("{name} {}: {}", spoken(wish), shown(&answer)));
-            match &answer {
-                Answer::Said(200..=299, _) => self.heard.accepted += 1,
-                // A server's fault that has no code of its own.
-                Answer::Said(500.., code) if code.is_empty() || code == "internal" => {
-                    mistakes.push(format!("{name}: {wish:?} was answered {answer:?}"));
-                }
-                Answer::Said(..) => self.heard.refused += 1,
-                Answer::Lost | Answer::Unsent => self.heard.lost += 1,
+            if let Err(mistake) = self.heard.count(&answer) {
+                mistakes.push(format!("{name}: {wish:?}: {mistake}"));
             }
             if let Some(model) = self.models.get_mut(&name)
                 && let Err(mistake) = model.heard(wish, &answer)
@@ -96,27 +108,45 @@ impl Client<'_> {
             Wish::Restart => (Method::POST, format!("/tools/{name}/restart")),
             Wish::Delete { volumes } => (Method::DELETE, format!("/tools/{name}?volumes={volumes}")),
         };
-        let separator = if path.contains('?') { '&' } else { '?' };
-        let mut request = self.agent.request(method, &format!("{path}{separator}wait={wait}")).timeout(PATIENCE);
-        if let Wish::Deploy(version) | Wish::Update(version) = wish {
-            request = request.json(&deploy(name, version, &self.image));
-        }
-        match request.send().await {
-            Err(error) if error.is_connect() => Answer::Unsent,
-            Err(_) => Answer::Lost,
-            Ok(response) => {
-                let status = response.status().as_u16();
-                // Without a body there may have been a success all the same.
-                let Ok(text) = response.text().await else { return Answer::Lost };
-                let body: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
-                Answer::Said(status, body.get("code").and_then(Value::as_str).unwrap_or_default().to_owned())
-            }
+        let body = match wish {
+            Wish::Deploy(version) | Wish::Update(version) => Some(deploy(name, version, &self.image)),
+            Wish::Start | Wish::Stop | Wish::Restart | Wish::Delete { .. } => None,
+        };
+        send(self.agent, method, &path, wait, body.as_ref()).await
+    }
+}
+
+/// Asks, and says what the caller can know afterwards.
+pub(super) async fn send(agent: &Agent, method: Method, path: &str, wait: u32, body: Option<&Value>) -> Answer {
+    let separator = if path.contains('?') { '&' } else { '?' };
+    let mut request = agent.request(method, &format!("{path}{separator}wait={wait}")).timeout(PATIENCE);
+    if let Some(body) = body {
+        request = request.json(body);
+    }
+    match request.send().await {
+        Err(error) if error.is_connect() => Answer::Unsent,
+        Err(_) => Answer::Lost,
+        Ok(response) => {
+            let status = response.status().as_u16();
+            // Without a body there may have been a success all the same.
+            let Ok(text) = response.text().await else { return Answer::Lost };
+            let body: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
+            Answer::Said(status, body.get("code").and_then(Value::as_str).unwrap_or_default().to_owned())
         }
     }
 }
 
+/// Who may connect where, by name; whoever isn't named may connect anywhere.
+pub(super) fn egress_of(name: &str) -> Value {
+    match name {
+        "beta" => json!("none"),
+        "epsilon" => json!({ "allow": ["api.example:443"] }),
+        _ => json!("open"),
+    }
+}
+
 /// A deploy; versions of one instance differ in their environment. Names that begin with `mcp` are MCP servers, others only stay up.
-fn deploy(name: &str, version: u32, image: &str) -> Value {
+pub(super) fn deploy(name: &str, version: u32, image: &str) -> Value {
     let mut body = json!({
         "dockerImageUrl": image,
         "instanceNameOnToolbox": name,
@@ -124,6 +154,7 @@ fn deploy(name: &str, version: u32, image: &str) -> Value {
         "environmentVariables": { "VERSION": version.to_string() },
         "volumes": [{ "name": "data", "path": "/data" }],
         "resourceLimits": { "memory": "192m" },
+        "egress": egress_of(name),
     });
     let own = if name.starts_with("mcp") {
         ("mcpTransportType", json!("http"))
@@ -148,7 +179,7 @@ fn spoken(wish: Wish) -> String {
     }
 }
 
-fn shown(answer: &Answer) -> String {
+pub(super) fn shown(answer: &Answer) -> String {
     match answer {
         Answer::Unsent => "not sent".to_owned(),
         Answer::Lost => "lost".to_owned(),

@@ -11,7 +11,7 @@ use super::record::Record;
 use crate::Scene;
 
 /// Everything it may do. A `$1` is the name of one of the agent's containers.
-const TRICKS: [(u64, &str, &str); 14] = [
+const TRICKS: [(u64, &str, &str); 15] = [
     (18, "kill -9 of the agent, everything", "systemctl kill --signal=KILL dtma-agent"),
     (4, "restart of the agent, everything", "systemctl restart --no-block dtma-agent"),
     (12, "docker kill", "docker kill $1"),
@@ -26,6 +26,12 @@ const TRICKS: [(u64, &str, &str); 14] = [
         3,
         "the network removed, everything",
         "for one in $(docker ps --quiet --filter network=dtma); do docker network disconnect --force dtma $one; done; docker network rm dtma",
+    ),
+    (
+        3,
+        "another network removed, everything",
+        "net=$(docker network ls --filter label=dtma.managed --format '{{.Name}}' | grep '[.]' | sort | sed -n \"$2p\"); [ -n \"$net\" ] || exit 1; \
+         for one in $(docker ps --quiet --filter network=$net); do docker network disconnect --force $net $one; done; docker network rm $net",
     ),
     (4, "restart of Docker, everything", "systemctl restart docker"),
     (3, "kill -9 of Docker, everything", "systemctl kill --signal=KILL docker"),

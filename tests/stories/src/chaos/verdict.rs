@@ -5,6 +5,8 @@ use std::error::Error;
 
 use serde_json::Value;
 
+use super::client::egress_of;
+use super::crew;
 use super::model::{Model, Promise};
 use crate::Scene;
 
@@ -80,10 +82,23 @@ impl Found {
         if !self.volumes.iter().any(|volume| text(volume, "/Name") == STRANGER) {
             wrong.push("the stranger's volume is gone".to_owned());
         }
-        if self.networks.len() > 1 {
-            wrong.push(format!("more than one network of the agent's: {:?}", self.networks));
+        wrong.extend(self.about_the_crew(entries));
+        let names: BTreeSet<&String> = self.networks.iter().collect();
+        if names.len() < self.networks.len() {
+            wrong.push(format!("networks of one name: {:?}", self.networks));
         }
         wrong
+    }
+
+    /// A group that was only ever asked for as a whole is there as a whole, and its networks are as long as it is.
+    fn about_the_crew(&self, entries: &serde_json::Map<String, Value>) -> Option<String> {
+        let there: Vec<&str> = crew::MEMBERS.into_iter().filter(|name| entries.contains_key(*name)).collect();
+        let networks: Vec<&String> = self.networks.iter().filter(|name| name.contains(".group")).collect();
+        if there.is_empty() && !networks.is_empty() {
+            return Some(format!("{}: the group is gone, and its networks are there: {networks:?}", crew::GROUP));
+        }
+        let whole = there.is_empty() || there.len() == crew::MEMBERS.len();
+        (!whole).then(|| format!("{}: of a group that is all or nothing there are {there:?}", crew::GROUP))
     }
 
     fn against_entry(&self, name: &str, entry: &Value) -> Option<String> {
@@ -104,8 +119,8 @@ impl Found {
         let right = match own.as_slice() {
             // Stopped before it was ever made.
             [] => !runs,
-            [container] if runs && addresses(container) == 0 => {
-                return Some(format!("{name}: runs, and is on no network"));
+            [container] if runs && networks(container) != networks_of(name) => {
+                return Some(format!("{name}: is on {:?} and not on {:?}", networks(container), networks_of(name)));
             }
             [container] if container.pointer("/HostConfig/Memory") != entry.pointer("/spec/limits/memory_bytes") => {
                 return Some(format!("{name}: its memory limit is not that of its spec"));
@@ -161,11 +176,23 @@ fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// How many networks it has an address on.
-fn addresses(container: &Value) -> usize {
+/// The networks it has an address on.
+fn networks(container: &Value) -> BTreeSet<&str> {
     let networks = container.pointer("/NetworkSettings/Networks").and_then(Value::as_object);
-    let addresses = networks.into_iter().flatten().filter(|(_, network)| !text(network, "/IPAddress").is_empty());
-    addresses.count()
+    let reached = networks.into_iter().flatten().filter(|(_, network)| !text(network, "/IPAddress").is_empty());
+    reached.map(|(name, _)| name.as_str()).collect()
+}
+
+/// The networks an instance is to be on.
+fn networks_of(name: &str) -> BTreeSet<&'static str> {
+    if crew::MEMBERS.contains(&name) {
+        return ["dtma.group.crew", "dtma.group-open.crew"].into();
+    }
+    match egress_of(name) {
+        Value::String(word) if word == "none" => ["dtma.closed"].into(),
+        Value::String(_) => ["dtma"].into(),
+        _ => ["dtma.listed"].into(),
+    }
 }
 
 fn label<'a>(container: &'a Value, name: &str) -> Option<&'a str> {
@@ -220,7 +247,7 @@ mod tests {
         lonely["NetworkSettings"] = json!({});
         larger["HostConfig"]["Memory"] = json!(65);
         let cases = [
-            (found("run", vec![lonely]), vec![Wish::Deploy(1)], "on no network"),
+            (found("run", vec![lonely]), vec![Wish::Deploy(1)], "is on {} and not on"),
             (found("run", vec![larger]), vec![Wish::Deploy(1)], "memory limit"),
             (found("run", vec![one()]), vec![Wish::Deploy(2)], "callers were promised"),
             (found("run", vec![one()]), vec![Wish::Deploy(1), Wish::Delete { volumes: true }], "callers were promised"),
