@@ -32,7 +32,7 @@ use dtma_api::InstanceName;
 use dtma_api::instance::Transport;
 
 pub use handle::{
-    Deployment, GroupDeployment, GroupRemoval, Instances, Members, NoUpstream, Rejection, Removal, Settled,
+    Deployment, GroupDeployment, GroupRemoval, Instances, Members, Missing, NoUpstream, Rejection, Removal, Settled,
 };
 pub use inside::NotInside;
 pub use prune::Pruned;

@@ -38,6 +38,7 @@ pub(super) fn routes<T: Table>(table: T) -> T {
                 (413, "message_too_long", "the message is longer than the agent passes on"),
                 (501, "transport_not_bridged", "this version of the agent doesn't speak the server's transport"),
                 (502, "instance_unreachable", "it runs, and doesn't accept connections or hung up"),
+                (503, "docker_unavailable", "which instances there are isn't known before the Docker Engine answers"),
                 (503, "instance_failed", "it does not run; the sentence says why"),
                 (503, "instance_removing", "it is being removed"),
                 (503, "instance_starting", "try again after `Retry-After`"),

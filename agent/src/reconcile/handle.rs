@@ -62,6 +62,19 @@ pub struct Settled {
     pub settled: bool,
 }
 
+/// Why a reference leads to no instance.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Missing {
+    /// It names none, or more than one.
+    #[error(transparent)]
+    Unresolved(Unresolved),
+    /// The ledger was lost, and what there is can be told only by an engine that doesn't answer.
+    #[error(
+        "which instances there are is known when the Docker Engine on the droplet answers; GET /ready tells when it does"
+    )]
+    Unseen,
+}
+
 /// What became of a removal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
@@ -197,10 +210,14 @@ impl Instances {
     /// [`Self::resolve`] after the first look.
     ///
     /// # Errors
-    /// See there.
-    pub async fn find(&self, text: &str) -> Result<InstanceName, Unresolved> {
+    /// See there; and when not all instances are known yet, so that nobody can say what isn't there.
+    pub async fn find(&self, text: &str) -> Result<InstanceName, Missing> {
         self.looked().await;
-        self.resolve(text)
+        let incomplete = !self.snapshot().complete;
+        self.resolve(text).map_err(|unresolved| match unresolved {
+            Unresolved::Unknown(_) if incomplete => Missing::Unseen,
+            Unresolved::Unknown(_) | Unresolved::Ambiguous(_) => Missing::Unresolved(unresolved),
+        })
     }
 
     /// The instance called `text`: its name, the backend's id, or its container's.

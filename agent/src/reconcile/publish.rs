@@ -80,6 +80,7 @@ impl Loop {
         }
         let snapshot = Snapshot {
             instances,
+            complete: !self.recover,
             engine: self.engine_status.clone(),
             pass: self.report.clone(),
             known,

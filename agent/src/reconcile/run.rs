@@ -150,6 +150,8 @@ impl Loop {
             AbortOnDropHandle::new(tokio::spawn(usage::watch(Arc::clone(&self.shared), self.timing.sample_every))),
             AbortOnDropHandle::new(tokio::spawn(prune::watch(Arc::clone(&self.shared), self.timing))),
         ];
+        // An engine that is just starting can hold up the first look for long; what was promised can be told without it.
+        self.publish().await;
         let mut reason = "start";
         loop {
             self.pass(reason).await;

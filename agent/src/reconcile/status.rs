@@ -20,6 +20,8 @@ use crate::store::ledger::Entry;
 pub struct Snapshot {
     /// Every instance as lists show it, by name.
     pub instances: Vec<InstanceView>,
+    /// Every instance is in it: the ledger was whole, or has been put together again.
+    pub complete: bool,
     /// Whether the container engine answers.
     pub engine: EngineStatus,
     /// How the pass went.

@@ -2,6 +2,7 @@
 
 mod deaths;
 mod fake;
+mod first_look;
 mod foreseen;
 mod groups;
 mod images;

@@ -72,10 +72,11 @@ pub(in crate::http) enum Content {
 pub(in crate::http) type Failing = (u16, &'static str, &'static str);
 
 /// For operations on `{ref}`.
-pub(in crate::http) const NAMED: [Failing; 3] = [
+pub(in crate::http) const NAMED: [Failing; 4] = [
     (400, "invalid_request", "the path is not UTF-8, or a parameter can't be read"),
     (404, "instance_not_found", "nothing is called that"),
     (409, "ambiguous_reference", "several containers' ids begin with it"),
+    (503, "docker_unavailable", "the Docker Engine does not answer; try again after `Retry-After`"),
 ];
 
 /// For operations that write down what is wanted and wait until it is so.

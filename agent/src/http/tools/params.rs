@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::request;
-use axum::http::{StatusCode, Uri};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use dtma_api::InstanceName;
 use dtma_api::failure::Fault;
 use jiff::Timestamp;
@@ -17,6 +17,7 @@ use super::super::App;
 use super::super::error::ApiError;
 use super::invalid;
 use crate::instance::Unresolved;
+use crate::reconcile::Missing;
 
 /// How long a caller waits unless it says so.
 const DEFAULT_WAIT: u64 = 120;
@@ -43,11 +44,16 @@ pub(in crate::http) async fn reference(parts: &mut request::Parts, app: &App) ->
     Ok(reference)
 }
 
-pub(in crate::http) fn unresolved(unresolved: Unresolved) -> ApiError {
-    match unresolved {
-        Unresolved::Unknown(_) => ApiError::new(StatusCode::NOT_FOUND, "instance_not_found", unresolved.to_string()),
-        Unresolved::Ambiguous(_) => ApiError::new(StatusCode::CONFLICT, "ambiguous_reference", unresolved.to_string()),
-    }
+pub(in crate::http) fn unresolved(missing: Missing) -> ApiError {
+    let (status, code) = match missing {
+        Missing::Unresolved(Unresolved::Unknown(_)) => (StatusCode::NOT_FOUND, "instance_not_found"),
+        Missing::Unresolved(Unresolved::Ambiguous(_)) => (StatusCode::CONFLICT, "ambiguous_reference"),
+        Missing::Unseen => {
+            return ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "docker_unavailable", missing.to_string())
+                .with_header(header::RETRY_AFTER, HeaderValue::from_static("5"));
+        }
+    };
+    ApiError::new(status, code, missing.to_string())
 }
 
 /// The query. Unknown parameters are ignored.
