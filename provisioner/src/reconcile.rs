@@ -158,10 +158,12 @@ impl Reconciler {
     ) -> Result<bool, StoreError> {
         let rows = self.board.store().unsettled().await?;
         let any = !rows.is_empty();
-        let in_flight: HashSet<EnvironmentId> = rows.iter().map(|row| row.id).collect();
-        looks.each.retain(|id, _| in_flight.contains(id));
+        // A look that nobody will take any more would be overdue for ever, and keep the loop from resting.
+        let looked_at: HashSet<EnvironmentId> =
+            rows.iter().filter(|row| look::needed(&row.state)).map(|row| row.id).collect();
+        looks.each.retain(|id, _| looked_at.contains(id));
         // Those under way count: a newcomer among many is one of many.
-        let crowd = rows.iter().filter(|row| look::needed(&row.state)).count() > ONE_BY_ONE;
+        let crowd = looked_at.len() > ONE_BY_ONE;
         let mut worth_a_look = Vec::new();
         for row in rows {
             if busy.contains(&row.id) {
@@ -185,7 +187,7 @@ impl Reconciler {
                     drop(turn);
                     vec![row.id]
                 });
-            } else if look::needed(&row.state) {
+            } else if looked_at.contains(&row.id) {
                 worth_a_look.push(row);
             }
         }

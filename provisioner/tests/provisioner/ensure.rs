@@ -1,18 +1,21 @@
 //! What callers of `ensure` see, whatever the cloud does.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use axum::body::Body;
+use axum::http::Request;
 use dtma_api::AgentId;
 use dtma_api::environment::EnvironmentStatus;
 use dtma_provisioner::owners::{Owner, Owners, OwnersError};
 use dtma_provisioner::reconcile::Pace;
 use dtma_provisioner::store::Store;
+use http_body_util::BodyExt as _;
 use serde_json::json;
 
 use super::fake_cloud::Create;
-use super::rig::{Rig, Wishes, heartbeat, pace, policy};
+use super::rig::{Rig, SECRET, Wishes, heartbeat, pace, policy};
 
 async fn nothing(_: &dyn Store) {}
 
@@ -35,6 +38,28 @@ async fn an_environment_comes_up_and_a_second_ensure_finds_it() {
     assert!(data["agent_certificate_pin"].as_str().unwrap().starts_with("sha256//"));
     assert!(data["ready_at"].is_string() && data["error"].is_null());
     assert_eq!(rig.cloud.create_count(), 1);
+}
+
+/// Rounds of the loop so far.
+async fn passes(rig: &Rig) -> u64 {
+    let request = Request::get("/metrics").header("authorization", format!("Bearer {SECRET}"));
+    let answer = rig.send(request.body(Body::empty()).unwrap()).await;
+    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    let text = str::from_utf8(&body).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("dtma_reconcile_passes_total "));
+    line.unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn while_a_droplet_boots_the_loop_rests_between_its_rounds() {
+    let rig = Rig::start().await;
+    rig.ensure("agent-1", 0).await;
+    rig.until_status("agent-1", EnvironmentStatus::AwaitingHeartbeat).await;
+    let (begun, before) = (Instant::now(), passes(&rig).await);
+    tokio::time::sleep(pace().tick * 20).await;
+    let rounds = passes(&rig).await - before;
+    let rests = begun.elapsed().as_nanos() / pace().tick.as_nanos();
+    assert!(u128::from(rounds) <= 2 * rests + 5, "{rounds} rounds in the time of {rests}");
 }
 
 #[tokio::test]
