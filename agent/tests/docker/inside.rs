@@ -233,12 +233,14 @@ async fn a_slow_reader_of_a_log_loses_nothing_and_one_that_goes_away_leaves_noth
             text = rest.to_owned();
         }
     }
-    assert!(connections() > before + OTHERS, "each has a connection of its own");
+    // Some of those from before may have been idle, and taken.
+    let followed = connections();
+    assert!(followed > OTHERS, "each has a connection of its own: {followed}, and {before} before");
     drop((pieces, others));
     let begun = Instant::now();
     // The agent's loop may have opened one or two more for itself meanwhile, and keeps them.
-    while connections() > before + 2 {
-        assert!(begun.elapsed() < Duration::from_secs(5), "{} connections, {before} before", connections());
+    while connections() > before + 2 || connections() + OTHERS > followed {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{} connections, {before} before", connections());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
