@@ -208,7 +208,7 @@ fn runs(view: &InstanceView) -> bool {
 }
 
 fn has_failed(view: &InstanceView) -> bool {
-    view.state == InstanceState::Failed || (runs(view) && view.health == Health::Unhealthy)
+    view.state == InstanceState::Failed || view.crash_looping || (runs(view) && view.health == Health::Unhealthy)
 }
 
 fn is_coming(view: &InstanceView) -> bool {

@@ -4,6 +4,7 @@ mod deaths;
 mod fake;
 mod foreseen;
 mod groups;
+mod health;
 mod images;
 mod networks;
 mod properties;
@@ -17,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use dtma_api::health::Era;
 use dtma_api::instance::{Health, InstallationStatus, InstanceState, Transport};
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
@@ -38,9 +40,29 @@ struct Answers(AtomicBool);
 
 #[async_trait]
 impl Prober for Answers {
-    async fn probe(&self, _: &Upstream) -> Result<(), ProbeFailure> {
-        if self.0.load(Ordering::Relaxed) { Ok(()) } else { Err(ProbeFailure { reason: "nobody there".into() }) }
+    async fn probe(&self, _: &Upstream, question: Question) -> Result<Answer, ProbeFailure> {
+        if self.0.load(Ordering::Relaxed) {
+            Ok(Answer::Introduced(Box::new(introduction(question.tools))))
+        } else {
+            Err(ProbeFailure { reason: "nobody there".into() })
+        }
     }
+}
+
+pub(super) fn introduction(tools: bool) -> Introduction {
+    Introduction {
+        era: Era::Legacy,
+        protocol_version: "2025-11-25".to_owned(),
+        name: Some("fake".to_owned()),
+        version: None,
+        capabilities: serde_json::json!({"tools": {}}),
+        tools: tools.then(|| vec!["add".to_owned()]),
+    }
+}
+
+/// A container made from a spec, as the engine shows it.
+pub(super) fn container_of(spec: &Spec) -> crate::engine::Container {
+    fake::container_of(spec)
 }
 
 /// One agent process: the loop over `engine` with its ledger in `directory`.

@@ -343,6 +343,10 @@ fn make(world: &mut World, spec: &Spec, deployment: DeploymentId) -> Held {
     }
 }
 
+pub(crate) fn container_of(spec: &Spec) -> Container {
+    make(&mut World::default(), spec, DeploymentId(uuid::Uuid::nil())).container
+}
+
 fn is_running(world: &mut World, id: &ContainerId) -> bool {
     let held = world.held.iter().find(|held| &held.container.id == id);
     held.is_some_and(|held| matches!(held.container.condition, Condition::Running { .. }))
