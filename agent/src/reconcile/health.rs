@@ -135,12 +135,13 @@ impl Loop {
                     Ok(Answer::CannotSay) => self.health_counts.cannot_say += 1,
                     Err(_) => self.health_counts.failed += 1,
                 }
+                let answers = matches!(&answer, Ok(Answer::Introduced(_) | Answer::Listens));
                 let Some(track) = self.tracks.get_mut(&instance) else { return };
                 match track.supervisor.answered(round, answer, &self.timing, now) {
                     Heard::TooLate => {}
                     Heard::Answers(news) => {
-                        // It was found not to answer when it was last started, and now it does.
-                        if track.failure.as_ref().is_some_and(|failure| failure.kind == FailureKind::NotAnswering) {
+                        // It runs and answers, whatever failed before.
+                        if answers {
                             track.failure = None;
                             track.tries = 0;
                             track.not_before = None;

@@ -85,11 +85,22 @@ impl Agent {
 
     /// With another engine, another patience, or other disks.
     pub(crate) fn start_with(engine: DockerEngine, state: &Path, timing: Timing, disks: Disks) -> Self {
+        Self::start_asking(Arc::new(AnyAnswer), engine, state, timing, disks)
+    }
+
+    /// With another idea of what an MCP server is, too.
+    pub(crate) fn start_asking(
+        prober: Arc<dyn Prober>,
+        engine: DockerEngine,
+        state: &Path,
+        timing: Timing,
+        disks: Disks,
+    ) -> Self {
         let shutdown = CancellationToken::new();
         let (instances, task) = reconcile::start(reconcile::Parts {
             engine: Arc::new(engine),
             ledger: Ledger::open(state, Timestamp::now()).unwrap(),
-            prober: Arc::new(AnyAnswer),
+            prober,
             disks: Arc::new(disks),
             timing,
             shutdown: shutdown.clone(),
