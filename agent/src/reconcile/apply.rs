@@ -48,7 +48,7 @@ impl Loop {
                 if underway.purpose != entry.purpose() {
                     underway.cancel.cancel();
                 }
-                track.look_away(&self.timing, moment);
+                track.look_away();
                 continue;
             }
             if track.unsure || at_work.holds_up(entry, &contents) {

@@ -76,10 +76,10 @@ impl Track {
     }
 
     /// Work begins that changes the container: what was known of its process isn't so any more.
-    pub(super) fn look_away(&mut self, timing: &Timing, now: Moment) {
+    pub(super) fn look_away(&mut self) {
         let tidies = self.job.as_ref().is_some_and(|underway| underway.job.goal == Goal::Tidy);
         if !tidies {
-            self.supervisor.observe(None, &crate::instance::HealthCheck::default(), timing, now);
+            self.supervisor.look_away();
         }
     }
 

@@ -50,7 +50,10 @@ impl Answers {
 
 #[async_trait]
 impl Prober for Answers {
-    async fn probe(&self, _: &Upstream, question: Question) -> Result<Answer, ProbeFailure> {
+    async fn probe(&self, upstream: &Upstream, question: Question) -> Result<Answer, ProbeFailure> {
+        if upstream.transport == Transport::Stdio {
+            return Ok(Answer::CannotSay);
+        }
         self.asked.fetch_add(1, Ordering::Relaxed);
         if self.well.load(Ordering::Relaxed) {
             Ok(Answer::Introduced(Box::new(introduction(question.tools))))

@@ -21,6 +21,8 @@ const EAGER: Duration = Duration::from_secs(1);
 const SPREAD: Duration = Duration::from_secs(1);
 /// How old its list of tools may get.
 const TOOLS_AGE: Duration = Duration::from_secs(300);
+/// When it is asked again after it has not said which they are. Not at every probe: it may take all the time it is given.
+const TOOLS_PAUSE: Duration = Duration::from_secs(60);
 
 /// The same moment on both clocks.
 #[derive(Debug, Clone, Copy)]
@@ -87,6 +89,7 @@ pub(in crate::reconcile) struct Supervisor {
     restarts: u64,
     round: u64,
     introduction: Option<Arc<Introduction>>,
+    /// When it was last asked for its tools.
     tools_at: Option<Instant>,
     last_probe_at: Option<Timestamp>,
 }
@@ -138,19 +141,16 @@ impl Supervisor {
         timing: &Timing,
         now: Moment,
     ) {
-        let Some(process) = process else {
-            self.watched = None;
-            self.condemned = None;
-            return;
-        };
+        let Some(process) = process else { return self.look_away() };
         if let Some(watched) = self.watched.as_mut().filter(|watched| watched.process.is(&process)) {
             watched.process = process;
             watched.check = *check;
             return;
         }
         if self.watched.as_ref().is_some_and(|watched| watched.process.container != process.container) {
-            self.forget_introduction();
+            self.introduction = None;
         }
+        self.tools_at = None;
         let mut watched = Watched::new(process, check, now);
         // Not all at once after the agent's start.
         watched.probe = Probe::At(now.instant + part(SPREAD, &watched.process, self.round));
@@ -158,6 +158,12 @@ impl Supervisor {
         if let Some(reason) = self.condemned.take() {
             self.hang(reason, timing, now);
         }
+    }
+
+    /// There is nothing to be probed: what was known of a process isn't so any more.
+    pub(in crate::reconcile) fn look_away(&mut self) {
+        self.watched = None;
+        self.condemned = None;
     }
 
     /// Whoever waited for its start has found it answering.
@@ -170,7 +176,8 @@ impl Supervisor {
         self.watched = Some(watched);
         self.condemned = None;
         self.in_a_row = 0;
-        self.forget_introduction();
+        self.introduction = None;
+        self.tools_at = None;
         self.listen(answer, now);
     }
 
@@ -187,8 +194,9 @@ impl Supervisor {
 
     /// The probe to be made now, if there is one. It counts as under way until its answer comes.
     pub(in crate::reconcile) fn due(&mut self, now: Instant) -> Option<Due> {
-        let stale = self.tools_at.is_none_or(|at| now.saturating_duration_since(at) >= TOOLS_AGE);
-        let unknown = self.introduction.as_ref().is_none_or(|introduction| introduction.tools.is_none());
+        let known = self.introduction.as_ref().is_some_and(|introduction| introduction.tools.is_some());
+        let age = if known { TOOLS_AGE } else { TOOLS_PAUSE };
+        let tools = self.tools_at.is_none_or(|at| now.saturating_duration_since(at) >= age);
         let watched = self.watched.as_mut()?;
         match watched.probe {
             Probe::At(at) if at <= now => {}
@@ -197,7 +205,10 @@ impl Supervisor {
         self.round += 1;
         watched.probe = Probe::UnderWay(self.round);
         let patience = Duration::from_secs(watched.check.timeout_seconds.into());
-        let question = Question { patience, tools: stale || unknown };
+        if tools {
+            self.tools_at = Some(now);
+        }
+        let question = Question { patience, tools };
         Some(Due { round: self.round, at: watched.process.at.clone(), question })
     }
 
@@ -233,9 +244,7 @@ impl Supervisor {
             Answer::Introduced(introduction) => {
                 self.last_probe_at = Some(now.time);
                 let mut introduction = (**introduction).clone();
-                if introduction.tools.is_some() {
-                    self.tools_at = Some(now.instant);
-                } else {
+                if introduction.tools.is_none() {
                     introduction.tools = self.introduction.as_ref().and_then(|before| before.tools.clone());
                 }
                 self.introduction = Some(Arc::new(introduction));
@@ -378,11 +387,6 @@ impl Supervisor {
 
     pub(in crate::reconcile) fn last_probe_at(&self) -> Option<Timestamp> {
         self.last_probe_at
-    }
-
-    fn forget_introduction(&mut self) {
-        self.introduction = None;
-        self.tools_at = None;
     }
 }
 

@@ -311,6 +311,22 @@ async fn one_that_is_not_to_be_checked_counts_by_staying_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_can_not_be_asked_counts_by_staying_up() {
+    let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());
+    let agent = Agent::start(&engine, directory.path());
+    let mut stdio = mcp("one");
+    stdio.mcp.as_mut().unwrap().transport = Transport::Stdio;
+    agent.instances.deploy(stdio, WAIT).await.unwrap();
+    tokio::time::sleep(HOUR).await;
+    let shown = view(&agent, "one");
+    assert_eq!((shown.state, shown.health, shown.health_reason), (InstanceState::Running, Health::Unknown, None));
+    assert_eq!((shown.last_probe_at, agent.instances.introduction(&name("one"))), (None, None));
+    let counts = agent.instances.snapshot().health;
+    assert!(counts.cannot_say > 0 && counts.answered == 0 && counts.failed == 0, "{counts:?}");
+    assert_eq!((calls(&engine, "restart"), calls(&engine, "start")), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_an_update_the_new_version_is_the_one_that_is_known() {
     let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());
     let agent = Agent::start(&engine, directory.path());

@@ -328,12 +328,27 @@ fn its_tools_are_asked_for_once_in_a_while_and_kept_meanwhile() {
         let known = scene.supervisor.introduction().unwrap();
         assert_eq!(known.tools.as_deref(), Some(["add".to_owned()].as_slice()));
     }
-    // Ten minutes.
+    // In ten minutes.
     assert_eq!(asked, 2);
     // Another container may be another server.
     scene.process = Some(process("b", scene.clock.0.time));
     scene.observe();
     assert_eq!(scene.supervisor.introduction(), None);
+}
+
+#[test]
+fn one_that_does_not_name_its_tools_is_not_asked_for_them_at_every_probe() {
+    let mut scene = Scene::new(HealthCheck { interval_seconds: 10, ..quick() });
+    let mut asked = Vec::new();
+    for _ in 0..12 {
+        let (at, _) = scene.supervisor.next();
+        scene.clock.pass(at.unwrap().saturating_duration_since(scene.clock.0.instant).as_secs() + 1);
+        let due = scene.supervisor.due(scene.clock.0.instant).unwrap();
+        asked.push(due.question.tools);
+        scene.answer(due.round, introduced());
+    }
+    assert_eq!(asked.iter().filter(|tools| **tools).count(), 2, "{asked:?}");
+    assert!(asked[0]);
 }
 
 #[derive(Debug, Clone)]
