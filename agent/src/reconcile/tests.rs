@@ -74,9 +74,9 @@ pub(super) fn introduction(tools: bool) -> Introduction {
     }
 }
 
-/// A container made from a spec, as the engine shows it.
-pub(super) fn container_of(spec: &Spec) -> crate::engine::Container {
-    fake::container_of(spec)
+/// A container as the engine shows it, not started yet.
+pub(super) fn blank_container() -> crate::engine::Container {
+    fake::blank("container".to_owned(), "one")
 }
 
 /// One agent process: the loop over `engine` with its ledger in `directory`.

@@ -137,15 +137,14 @@ impl Crashes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::instance::spec::examples;
-    use crate::reconcile::tests::container_of;
+    use crate::reconcile::tests::blank_container;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_000_000 + second).unwrap()
     }
 
     fn seen(restart_count: u64, condition: Condition) -> Container {
-        Container { restart_count, condition, ..container_of(&examples::spec("one")) }
+        Container { restart_count, condition, ..blank_container() }
     }
 
     fn ended(code: i64) -> Condition {

@@ -295,7 +295,7 @@ impl FakeEngine {
     }
 }
 
-fn blank(id: String, name: &str) -> Container {
+pub(crate) fn blank(id: String, name: &str) -> Container {
     Container {
         id: ContainerId(id),
         name: name.to_owned(),
@@ -341,10 +341,6 @@ fn make(world: &mut World, spec: &Spec, deployment: DeploymentId) -> Held {
         ports,
         volumes,
     }
-}
-
-pub(crate) fn container_of(spec: &Spec) -> Container {
-    make(&mut World::default(), spec, DeploymentId(uuid::Uuid::nil())).container
 }
 
 fn is_running(world: &mut World, id: &ContainerId) -> bool {
