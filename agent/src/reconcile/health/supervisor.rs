@@ -1,7 +1,7 @@
 //! One server under supervision: when it is probed next, what its answers come to, and when it is to be restarted because it hangs.
 //!
-//! Pure: it is given `now` and what was found, and says what follows. It knows one process at a time, and forgets what it knew of it as
-//! soon as the process isn't to be probed any more: it ended, is being worked on, or isn't wanted.
+//! Pure: it is given `now` and what was found, and says what follows. It knows one process at a time. While that isn't to be probed (its
+//! instance is being worked on, or isn't wanted) it says nothing of it, and goes on with it if it is still the same one afterwards.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
@@ -130,6 +130,8 @@ enum Phase {
 enum Probe {
     At(Instant),
     UnderWay(u64),
+    /// It isn't to be probed now.
+    Suspended,
 }
 
 impl Supervisor {
@@ -145,6 +147,9 @@ impl Supervisor {
         if let Some(watched) = self.watched.as_mut().filter(|watched| watched.process.is(&process)) {
             watched.process = process;
             watched.check = *check;
+            if let Probe::Suspended = watched.probe {
+                watched.probe = Probe::At(now.instant + part(SPREAD, &watched.process, self.round));
+            }
             return;
         }
         if self.watched.as_ref().is_some_and(|watched| watched.process.container != process.container) {
@@ -160,10 +165,12 @@ impl Supervisor {
         }
     }
 
-    /// There is nothing to be probed: what was known of a process isn't so any more.
+    /// There is nothing to be probed: the process, if it is still there, may be in the middle of anything.
     pub(in crate::reconcile) fn look_away(&mut self) {
-        self.watched = None;
         self.condemned = None;
+        if let Some(watched) = &mut self.watched {
+            watched.probe = Probe::Suspended;
+        }
     }
 
     /// Whoever waited for its start has found it answering.
@@ -200,7 +207,7 @@ impl Supervisor {
         let watched = self.watched.as_mut()?;
         match watched.probe {
             Probe::At(at) if at <= now => {}
-            Probe::At(_) | Probe::UnderWay(_) => return None,
+            Probe::At(_) | Probe::UnderWay(_) | Probe::Suspended => return None,
         }
         self.round += 1;
         watched.probe = Probe::UnderWay(self.round);
@@ -335,8 +342,13 @@ impl Supervisor {
         )
     }
 
+    /// The process, where it is to be probed.
+    fn in_sight(&self) -> Option<&Watched> {
+        self.watched.as_ref().filter(|watched| !matches!(watched.probe, Probe::Suspended))
+    }
+
     fn restart_at(&self) -> Option<Instant> {
-        match self.watched.as_ref()?.phase {
+        match self.in_sight()?.phase {
             Phase::Hung { restart_at, .. } => restart_at,
             Phase::Starting { .. } | Phase::Well { .. } => None,
         }
@@ -346,14 +358,14 @@ impl Supervisor {
     pub(in crate::reconcile) fn next(&self) -> (Option<Instant>, Option<Instant>) {
         let probe = self.watched.as_ref().and_then(|watched| match watched.probe {
             Probe::At(at) => Some(at),
-            Probe::UnderWay(_) => None,
+            Probe::UnderWay(_) | Probe::Suspended => None,
         });
         (probe, self.restart_at())
     }
 
     /// Its health, and why it isn't better.
     pub(in crate::reconcile) fn shown(&self, now: Instant) -> (Health, Option<String>) {
-        let Some(watched) = &self.watched else { return (Health::Unknown, None) };
+        let Some(watched) = self.in_sight() else { return (Health::Unknown, None) };
         match &watched.phase {
             Phase::Starting { last, .. } if now < watched.grown_at => (Health::Starting, last.clone()),
             Phase::Starting { last, .. } => (Health::Unknown, last.clone()),

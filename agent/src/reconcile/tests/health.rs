@@ -327,6 +327,18 @@ async fn one_that_can_not_be_asked_counts_by_staying_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_update_that_fails_before_the_old_version_stops_leaves_its_health_as_it_was() {
+    let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());
+    let agent = Agent::start(&engine, directory.path());
+    agent.instances.deploy(mcp("one"), WAIT).await.unwrap();
+    let missing = Spec { image: "registry.example/missing:1".parse().unwrap(), ..mcp("one") };
+    let gate = crate::instance::HealthGate::default();
+    assert!(matches!(agent.instances.update(missing, gate, WAIT).await, Err(Rejection::RolledBack { .. })));
+    let shown = view(&agent, "one");
+    assert_eq!((shown.state, shown.health), (InstanceState::Running, Health::Healthy));
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_an_update_the_new_version_is_the_one_that_is_known() {
     let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());
     let agent = Agent::start(&engine, directory.path());

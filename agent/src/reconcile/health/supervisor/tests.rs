@@ -55,6 +55,7 @@ impl Scene {
     /// The agent, or somebody, has started it anew.
     fn started_anew(&mut self) {
         self.supervisor.observe(None, &self.check, &self.timing, self.clock.0);
+        self.clock.pass(1);
         self.process = Some(process("a", self.clock.0.time));
         self.observe();
     }
@@ -262,6 +263,27 @@ fn an_answer_about_a_process_that_is_gone_says_nothing() {
     scene.supervisor.observe(None, &scene.check, &scene.timing, scene.clock.0);
     assert_eq!(scene.answer(due.round, introduced()), Heard::TooLate);
     assert_eq!((scene.health(), scene.supervisor.next()), (Health::Unknown, (None, None)));
+}
+
+#[test]
+fn what_was_only_looked_away_from_goes_on_as_it_was() {
+    let mut scene = Scene::new(HealthCheck::default());
+    scene.probe(introduced());
+    scene.clock.pass(60);
+    let due = scene.supervisor.due(scene.clock.0.instant).unwrap();
+    scene.supervisor.look_away();
+    assert_eq!((scene.health(), scene.supervisor.next()), (Health::Unknown, (None, None)));
+    assert_eq!(scene.answer(due.round, silence()), Heard::TooLate);
+    scene.observe();
+    assert_eq!(scene.health(), Health::Healthy);
+    // What hung before an update that came to nothing hangs on.
+    scene.hang();
+    scene.supervisor.look_away();
+    scene.clock.pass(60);
+    assert!(!scene.supervisor.is_to_be_restarted(scene.clock.0.instant));
+    scene.observe();
+    assert_eq!(scene.health(), Health::Unhealthy);
+    assert!(scene.supervisor.is_to_be_restarted(scene.clock.0.instant));
 }
 
 #[test]
