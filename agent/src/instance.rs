@@ -6,6 +6,7 @@ pub mod batch;
 mod credentials;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzed;
+pub mod health;
 mod image;
 pub mod intent;
 pub mod network;
@@ -19,6 +20,7 @@ pub mod validate;
 
 pub use batch::{Batch, BatchId};
 pub use credentials::RegistryCredentials;
+pub use health::HealthCheck;
 pub use intent::{Departure, DeploymentId, Failure, FailureKind, Intent};
 pub use network::{Destination, Egress, Network};
 pub use reference::{Reference, Unresolved};

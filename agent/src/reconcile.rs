@@ -11,6 +11,7 @@ mod failure;
 mod fetch;
 mod foresee;
 mod handle;
+mod health;
 mod inside;
 mod journal;
 mod observe;
@@ -29,11 +30,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dtma_api::InstanceName;
+use dtma_api::health::Introduction;
 use dtma_api::instance::Transport;
 
 pub use handle::{
     Deployment, GroupDeployment, GroupRemoval, Instances, Members, Missing, NoUpstream, Rejection, Removal, Settled,
 };
+pub use health::HealthCounts;
 pub use inside::NotInside;
 pub use prune::Pruned;
 pub use run::{Parts, start};
@@ -55,11 +58,31 @@ pub struct Upstream {
 /// Finds out whether an MCP server answers as one.
 #[async_trait]
 pub trait Prober: Send + Sync + 'static {
-    /// One attempt. It ends by itself within a few seconds, whatever the server does.
+    /// One attempt. It ends by itself soon after the question's patience, whatever the server does, and leaves nothing behind.
     ///
     /// # Errors
     /// When the server doesn't answer, or not as an MCP server does.
-    async fn probe(&self, upstream: &Upstream) -> Result<(), ProbeFailure>;
+    async fn probe(&self, upstream: &Upstream, question: Question) -> Result<Answer, ProbeFailure>;
+}
+
+/// What a server is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Question {
+    /// How long it may take, from connecting to the answer.
+    pub patience: Duration,
+    /// Its tools are of interest, too. That it doesn't name them is no failure.
+    pub tools: bool,
+}
+
+/// How a server answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// As an MCP server.
+    Introduced(Box<Introduction>),
+    /// By accepting a connection, and that is all it can be asked.
+    Listens,
+    /// It can't be asked without disturbing those it serves: it counts by staying up.
+    CannotSay,
 }
 
 /// Why an MCP server isn't answering.
@@ -79,8 +102,6 @@ pub struct Timing {
     pub observe_pause: Duration,
     /// How long a container that isn't probed has to stay up to count as running.
     pub settle: Duration,
-    /// How long an MCP server may take from its start to its first answer.
-    pub probe_deadline: Duration,
     /// Time between two probes of a server that isn't answering yet.
     pub probe_pause: Duration,
     /// How long a server is given to end by itself.
@@ -89,6 +110,14 @@ pub struct Timing {
     pub retry_first: Duration,
     /// Longest such wait.
     pub retry_max: Duration,
+    /// First wait before a server that hangs is restarted; doubles with every restart in a row up to `hung_max`.
+    pub hung_first: Duration,
+    /// Longest such wait.
+    pub hung_max: Duration,
+    /// How often in a row it is restarted before the agent gives up.
+    pub hung_restarts: u32,
+    /// How long it has to be healthy for its restarts to be forgotten.
+    pub stable_after: Duration,
     /// Time between two samples of what instances use.
     pub sample_every: Duration,
     /// How long an image the agent pulled is kept after its last use.
@@ -101,11 +130,14 @@ impl Default for Timing {
             observe_every: Duration::from_secs(30),
             observe_pause: Duration::from_millis(100),
             settle: Duration::from_secs(1),
-            probe_deadline: Duration::from_secs(90),
             probe_pause: Duration::from_millis(50),
             stop_grace_seconds: 10,
             retry_first: Duration::from_secs(5),
             retry_max: Duration::from_secs(300),
+            hung_first: Duration::from_secs(5),
+            hung_max: Duration::from_secs(60),
+            hung_restarts: 5,
+            stable_after: Duration::from_secs(600),
             sample_every: Duration::from_secs(30),
             image_max_age: Duration::from_secs(7 * 24 * 3600),
         }

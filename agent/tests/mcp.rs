@@ -15,7 +15,8 @@ use axum::response::IntoResponse as _;
 use axum::routing::any;
 use axum::{Json, Router};
 use dtma_agent::mcp::{Forwarding, HttpProber, MAX_MESSAGE_BYTES, Obstacle, Proxy};
-use dtma_agent::reconcile::{Prober as _, Upstream};
+use dtma_agent::reconcile::{Answer, ProbeFailure, Prober as _, Question, Upstream};
+use dtma_api::health::{Era, Introduction};
 use dtma_api::instance::Transport;
 use futures_util::{StreamExt as _, stream};
 use http_body_util::BodyExt as _;
@@ -193,8 +194,20 @@ async fn a_server_that_is_not_there_or_hangs_up_is_told_apart() {
     assert!(matches!(forward(address, "", post("{}")).await, Err(Obstacle::Unreachable(_))));
 }
 
+const ALIVE: Question = Question { patience: Duration::from_secs(1), tools: false };
+const TOOLS: Question = Question { patience: Duration::from_secs(1), tools: true };
+
+async fn probe(address: SocketAddr, question: Question) -> Result<Introduction, ProbeFailure> {
+    match timeout(LIMIT, HttpProber::default().probe(&upstream(address), question)).await.unwrap()? {
+        Answer::Introduced(introduction) => Ok(*introduction),
+        other => panic!("{other:?}"),
+    }
+}
+
+type Handler = fn(&HeaderMap, &Value) -> Response<Body>;
+
 /// What a server does with a probe, and the methods it has been asked.
-async fn probed(handler: fn(&HeaderMap, &Value) -> Response<Body>) -> (Result<(), String>, Vec<String>) {
+async fn probed(handler: Handler, question: Question) -> (Result<Introduction, String>, Vec<String>) {
     let (sender, mut asked) = mpsc::unbounded_channel();
     let answer = move |request: Request| async move {
         let (parts, body) = request.into_parts();
@@ -204,7 +217,7 @@ async fn probed(handler: fn(&HeaderMap, &Value) -> Response<Body>) -> (Result<()
         handler(&parts.headers, &message)
     };
     let address = serve(Router::new().route("/mcp", any(answer))).await;
-    let result = timeout(LIMIT, HttpProber::default().probe(&upstream(address))).await.unwrap();
+    let result = probe(address, question).await;
     let mut methods = Vec::new();
     while let Ok(method) = asked.try_recv() {
         methods.push(method);
@@ -214,48 +227,141 @@ async fn probed(handler: fn(&HeaderMap, &Value) -> Response<Body>) -> (Result<()
 
 #[tokio::test]
 async fn a_legacy_server_counts_when_it_shakes_hands_and_its_session_is_ended() {
-    let (result, asked) = probed(|headers, message| {
-        if message.is_null() {
-            assert_eq!(headers["mcp-session-id"], "s");
-            return StatusCode::NO_CONTENT.into_response();
-        }
-        assert!(headers[header::HOST].to_str().unwrap().starts_with("localhost:"));
-        assert_eq!(message["params"]["protocolVersion"], "2025-11-25");
-        let result = json!({"jsonrpc": "2.0", "id": message["id"], "result": {"protocolVersion": "2025-06-18"}});
-        let stream = stream::iter([Ok::<_, Infallible>(format!("event: message\r\ndata: {result}\r\n\r\n"))]);
-        // The stream stays open: a probe must not wait for its end.
-        let body = Body::from_stream(stream.chain(stream::pending()));
-        ([("mcp-session-id", "s"), ("content-type", "text/event-stream")], body).into_response()
-    })
+    let (result, asked) = probed(
+        |headers, message| {
+            if message.is_null() {
+                assert_eq!(headers["mcp-session-id"], "s");
+                return StatusCode::NO_CONTENT.into_response();
+            }
+            assert!(headers[header::HOST].to_str().unwrap().starts_with("localhost:"));
+            assert_eq!(message["params"]["protocolVersion"], "2025-11-25");
+            let result = json!({"jsonrpc": "2.0", "id": message["id"], "result": {"protocolVersion": "2025-06-18"}});
+            let stream = stream::iter([Ok::<_, Infallible>(format!("event: message\r\ndata: {result}\r\n\r\n"))]);
+            // The stream stays open: a probe must not wait for its end.
+            let body = Body::from_stream(stream.chain(stream::pending()));
+            ([("mcp-session-id", "s"), ("content-type", "text/event-stream")], body).into_response()
+        },
+        ALIVE,
+    )
     .await;
-    assert_eq!(result, Ok(()));
+    let introduction = result.unwrap();
+    assert_eq!((introduction.era, introduction.protocol_version.as_str()), (Era::Legacy, "2025-06-18"));
+    assert_eq!(introduction.tools, None);
     assert_eq!(asked, ["initialize", "DELETE"]);
 }
 
 #[tokio::test]
 async fn a_server_of_the_new_era_counts_when_it_can_be_discovered() {
-    let (result, asked) = probed(|headers, message| {
-        if message["method"] != "server/discover" {
-            let error = json!({"jsonrpc": "2.0", "id": message["id"], "error": {"code": -32601, "message": "no"}});
-            return (StatusCode::NOT_FOUND, Json(error)).into_response();
-        }
-        assert_eq!(
-            (&headers["mcp-method"], &headers["mcp-protocol-version"]),
-            (&"server/discover".parse().unwrap(), &"2026-07-28".parse().unwrap())
-        );
-        assert_eq!(message["params"]["_meta"]["io.modelcontextprotocol/protocolVersion"], "2026-07-28");
-        let result = json!({"supportedVersions": ["2026-07-28"], "capabilities": {}});
-        Json(json!({"jsonrpc": "2.0", "id": message["id"], "result": result})).into_response()
-    })
+    let (result, asked) = probed(
+        |headers, message| {
+            if message["method"] != "server/discover" {
+                let error = json!({"jsonrpc": "2.0", "id": message["id"], "error": {"code": -32601, "message": "no"}});
+                return (StatusCode::NOT_FOUND, Json(error)).into_response();
+            }
+            assert_eq!(
+                (&headers["mcp-method"], &headers["mcp-protocol-version"]),
+                (&"server/discover".parse().unwrap(), &"2026-07-28".parse().unwrap())
+            );
+            assert_eq!(message["params"]["_meta"]["io.modelcontextprotocol/protocolVersion"], "2026-07-28");
+            let result = json!({"supportedVersions": ["2026-07-28"], "capabilities": {}});
+            Json(json!({"jsonrpc": "2.0", "id": message["id"], "result": result})).into_response()
+        },
+        ALIVE,
+    )
     .await;
-    assert_eq!(result, Ok(()));
+    let introduction = result.unwrap();
+    assert_eq!((introduction.era, introduction.protocol_version.as_str()), (Era::Modern, "2026-07-28"));
     assert_eq!(asked, ["initialize", "server/discover"]);
 }
 
 #[tokio::test]
+async fn a_legacy_server_names_its_tools_page_by_page_in_the_same_session() {
+    let (result, asked) = probed(
+        |headers, message| {
+            if message["method"] != "initialize" {
+                assert_eq!(headers["mcp-session-id"], "s");
+                assert_eq!(
+                    headers["mcp-protocol-version"],
+                    if message.is_null() { "2025-11-25" } else { "2025-06-18" }
+                );
+            }
+            let result = match message["method"].as_str() {
+                Some("initialize") => {
+                    json!({"protocolVersion": "2025-06-18", "capabilities": {"tools": {"listChanged": true}},
+                "serverInfo": {"name": "calculator", "version": "3"}})
+                }
+                Some("tools/list") if message["params"]["cursor"] == "2" => json!({"tools": [{"name": "subtract"}]}),
+                Some("tools/list") => json!({"tools": [{"name": "add", "inputSchema": {}}], "nextCursor": "2"}),
+                _ => return StatusCode::ACCEPTED.into_response(),
+            };
+            ([("mcp-session-id", "s")], Json(json!({"jsonrpc": "2.0", "id": message["id"], "result": result})))
+                .into_response()
+        },
+        TOOLS,
+    )
+    .await;
+    let introduction = result.unwrap();
+    assert_eq!((introduction.name.as_deref(), introduction.version.as_deref()), (Some("calculator"), Some("3")));
+    assert_eq!(introduction.capabilities, json!({"tools": {"listChanged": true}}));
+    assert_eq!(introduction.tools, Some(vec!["add".to_owned(), "subtract".to_owned()]));
+    assert_eq!(asked, ["initialize", "notifications/initialized", "tools/list", "tools/list", "DELETE"]);
+}
+
+#[tokio::test]
+async fn a_server_of_the_new_era_names_its_tools_without_a_session() {
+    let (result, asked) = probed(
+        |headers, message| {
+            let result = match message["method"].as_str() {
+                Some("server/discover") => json!({"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}},
+                "_meta": {"io.modelcontextprotocol/serverInfo": {"name": "new"}}}),
+                Some("tools/list") => {
+                    assert_eq!(headers["mcp-method"], "tools/list");
+                    assert_eq!(message["params"]["_meta"]["io.modelcontextprotocol/protocolVersion"], "2026-07-28");
+                    json!({"tools": [{"name": "add"}]})
+                }
+                _ => return StatusCode::NOT_FOUND.into_response(),
+            };
+            Json(json!({"jsonrpc": "2.0", "id": message["id"], "result": result})).into_response()
+        },
+        TOOLS,
+    )
+    .await;
+    let introduction = result.unwrap();
+    assert_eq!((introduction.name.as_deref(), introduction.tools), (Some("new"), Some(vec!["add".to_owned()])));
+    assert_eq!(asked, ["initialize", "server/discover", "tools/list"]);
+}
+
+#[tokio::test]
+async fn a_server_that_shakes_hands_is_one_although_it_does_not_name_its_tools() {
+    let (silent, asked) = probed(
+        |_, message| match message["method"].as_str() {
+            Some("initialize") => {
+                let result = json!({"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}});
+                Json(json!({"jsonrpc": "2.0", "id": message["id"], "result": result})).into_response()
+            }
+            Some("tools/list") => Body::from_stream(stream::pending::<Result<Bytes, Infallible>>()).into_response(),
+            _ => StatusCode::ACCEPTED.into_response(),
+        },
+        TOOLS,
+    )
+    .await;
+    assert_eq!(silent.unwrap().tools, None);
+    assert_eq!(asked, ["initialize", "notifications/initialized", "tools/list"]);
+    let (without, asked) = probed(
+        |_, message| {
+            let result = json!({"protocolVersion": "2025-06-18", "capabilities": {"prompts": {}}});
+            Json(json!({"jsonrpc": "2.0", "id": message["id"], "result": result})).into_response()
+        },
+        TOOLS,
+    )
+    .await;
+    assert_eq!(without.unwrap().tools, Some(vec![]), "it says that it has none");
+    assert_eq!(asked, ["initialize"]);
+}
+
+#[tokio::test]
 async fn anything_else_that_answers_is_no_mcp_server() {
-    type Answering = fn(&HeaderMap, &Value) -> Response<Body>;
-    let cases: [(Answering, &str); 5] = [
+    let cases: [(Handler, &str); 5] = [
         (|_, _| "hello".into_response(), "no JSON-RPC"),
         (|_, _| StatusCode::METHOD_NOT_ALLOWED.into_response(), "405"),
         (|_, _| StatusCode::INTERNAL_SERVER_ERROR.into_response(), "500"),
@@ -263,7 +369,7 @@ async fn anything_else_that_answers_is_no_mcp_server() {
         (|_, _| Body::from(vec![b'x'; 2 * 1024 * 1024]).into_response(), "far too long"),
     ];
     for (handler, expected) in cases {
-        let (result, _) = probed(handler).await;
+        let (result, _) = probed(handler, TOOLS).await;
         let reason = result.unwrap_err();
         assert!(reason.contains(expected), "{reason} should say {expected}");
     }
@@ -273,9 +379,9 @@ async fn anything_else_that_answers_is_no_mcp_server() {
 async fn a_server_that_accepts_and_says_nothing_fails_the_probe_in_time() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let failure = timeout(LIMIT, HttpProber::default().probe(&upstream(address))).await.unwrap().unwrap_err();
-    assert!(failure.reason.contains("did not answer"), "{failure}");
+    let failure = probe(address, ALIVE).await.unwrap_err();
+    assert!(failure.reason.contains("did not answer within 1 seconds"), "{failure}");
     drop(listener);
-    let failure = HttpProber::default().probe(&upstream(address)).await.unwrap_err();
+    let failure = probe(address, ALIVE).await.unwrap_err();
     assert!(failure.reason.contains("does not accept"), "{failure}");
 }

@@ -245,6 +245,9 @@ async fn an_mcp_server_is_reached_by_every_name_while_it_runs() {
     assert_eq!(deployed.status, 201, "{}", deployed.body);
     let data = &deployed.json()["data"];
     assert_eq!(data["mcp_url"], "/tools/echo/mcp");
+    let shown = agent.call("GET /tools/echo", "").await.json();
+    assert_eq!((&shown["data"]["health"], &shown["data"]["server"]["era"]), (&json!("healthy"), &json!("legacy")));
+    assert_eq!(agent.call("GET /tools", "").await.json()["data"][0].get("server"), None);
     let message = r#"{"jsonrpc":"2.0","id":7,"method":"tools/call"}"#;
     for reference in ["echo", "id-of-echo", data["container_id"].as_str().unwrap()] {
         let answer = agent.call(&format!("POST /tools/{reference}/mcp"), message).await;
@@ -352,6 +355,9 @@ async fn figures_and_metrics_are_there_for_those_who_may_see_them() {
         "dtma_instance_restarts_total{instance=\"plain\"} 0",
         "dtma_enrolled 1",
         "dtma_images_pruned_total{reason=\"age\"} 0",
+        "dtma_probes_total{result=\"failed\"} 0",
+        "dtma_hang_restarts_total 0",
+        "dtma_instances_crash_looping 0",
     ] {
         assert!(metrics.body.contains(line), "{line} in {}", metrics.body);
     }

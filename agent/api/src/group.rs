@@ -183,8 +183,11 @@ pub struct ServerStatus {
     pub status: String,
     /// The agent's word for the instance.
     pub state: InstanceState,
-    /// What the last probe found.
+    /// What the last probes found.
     pub health_status: Health,
+    /// Why it is not healthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_reason: Option<String>,
     /// How often it was restarted.
     pub restart_count: u64,
     /// Path of its MCP endpoint under the agent's URL.
@@ -202,6 +205,7 @@ impl From<&InstanceView> for ServerStatus {
             status: view.status.clone(),
             state: view.state,
             health_status: view.health,
+            health_reason: view.health_reason.clone(),
             restart_count: view.restart_count,
             mcp_url: view.mcp_url.clone(),
             error: view.error.clone(),

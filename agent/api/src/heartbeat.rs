@@ -52,8 +52,14 @@ pub struct RuntimeDetails {
     pub image: String,
     /// Digest the image resolved to, `sha256:…`, where known.
     pub image_digest: Option<String>,
-    /// What the last probe found.
+    /// What the last probes found.
     pub health: Health,
+    /// Why it is not healthy, in one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_reason: Option<String>,
+    /// It keeps ending soon after it starts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub crash_looping: bool,
     /// How often it has been restarted.
     pub restart_count: u64,
     /// Why it is not running, where it is not.

@@ -191,9 +191,12 @@ pub struct InstanceDiagnosis {
     pub state: InstanceState,
     /// Docker's word for the container; `pending` while there is none.
     pub status: String,
-    /// What the last probe found.
+    /// What the last probes found.
     pub health: Health,
-    /// How often Docker or the agent restarted it.
+    /// Why it is not healthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_reason: Option<String>,
+    /// How often Docker restarted its container, and the agent because it hung.
     pub restart_count: u64,
     /// Why it is `failed`.
     pub error: Option<String>,

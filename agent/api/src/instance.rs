@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::deploy_schema;
 use crate::failure::Fault;
+use crate::health::{HealthCheck, Introduction};
 use crate::template::TemplateNames;
 use crate::usage::ResourceUsage;
 use crate::{AccountToolInstanceId, GroupId, InstanceName, Token};
@@ -62,6 +63,9 @@ pub struct DeployRequest {
     /// When to ask the registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_policy: Option<PullPolicy>,
+    /// How the MCP server is checked while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
     /// For the registry the image comes from. Kept in memory only and no part of what makes two deploys the same; after a restart of the
     /// agent a deploy of the same spec brings them again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -128,11 +132,11 @@ fn names_nobody(schema: &mut Schema) {
 /// has stayed up where it is no server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HealthGate {
-    /// Seconds from its start until it has shown it; 90 when absent.
+    /// Seconds from its start until it has shown it; the health check's start period when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 600))]
     pub timeout_seconds: Option<u32>,
-    /// How often in a row it has to be found well; 1 when absent.
+    /// How often in a row it has to be found well; the health check's success threshold when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub successes: Option<u32>,
@@ -155,6 +159,7 @@ impl DeployRequest {
             volumes: Vec::new(),
             egress: None,
             pull_policy: None,
+            health_check: None,
             registry_credentials: None,
         }
     }
@@ -295,13 +300,13 @@ pub struct InstanceView {
     pub state: InstanceState,
     /// The same, in the backend's enum.
     pub status_on_toolbox: InstallationStatus,
-    /// What the last probe found.
+    /// What the last probes found.
     pub health: Health,
-    /// Why it is not healthy.
+    /// Why it is not healthy, for a person. Of a server that keeps ending: its exit code and its last lines.
     pub health_reason: Option<String>,
-    /// When it was last probed.
+    /// When its last probe ended.
     pub last_probe_at: Option<Timestamp>,
-    /// How often Docker or the agent restarted it.
+    /// How often Docker restarted its container, and the agent because it hung.
     pub restart_count: u64,
     /// It keeps ending soon after it starts.
     pub crash_looping: bool,
@@ -315,6 +320,9 @@ pub struct InstanceView {
     pub mcp_url: Option<String>,
     /// What the server itself speaks.
     pub transport: Option<Transport>,
+    /// What the server says of itself; only in the answer of `GET /tools/{ref}`, once it has been asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<Introduction>,
     /// The group it was deployed in.
     pub group_id: Option<GroupId>,
     /// How the last `PUT /tools/{ref}` ended; none when there was none.
@@ -415,13 +423,13 @@ pub enum InstallationStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Health {
-    /// It answered.
+    /// It answered as an MCP server.
     Healthy,
-    /// It runs and does not answer.
+    /// It runs and does not answer, or keeps ending.
     Unhealthy,
     /// Not long enough up to say.
     Starting,
-    /// It is not probed.
+    /// It has not been probed yet, or can't be.
     Unknown,
 }
 
@@ -434,7 +442,8 @@ pub struct InstanceEvent {
     pub sequence: u64,
     /// Whose.
     pub instance_name_on_toolbox: InstanceName,
-    /// What: `accepted`, `pulling`, `creating`, `starting`, `probing`, `running`, `stopping`, `stopped`, `failed`, `exited`, `removed`, …
+    /// What: `accepted`, `pulling`, `creating`, `starting`, `probing`, `running`, `stopping`, `stopped`, `failed`, `exited`,
+    /// `unhealthy`, `healthy`, `gave_up`, `crash_looping`, `removed`, …
     pub event: String,
     /// For a person.
     pub message: String,

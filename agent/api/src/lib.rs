@@ -11,6 +11,7 @@ pub mod environment;
 pub mod exec;
 pub mod failure;
 pub mod group;
+pub mod health;
 pub mod heartbeat;
 pub mod host;
 pub mod id;

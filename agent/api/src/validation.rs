@@ -59,6 +59,8 @@ pub struct SpecView {
     pub pull_policy: PullPolicy,
     /// How it is reached, when it is an MCP server.
     pub mcp: Option<McpView>,
+    /// How it is checked while it runs, when it is one.
+    pub health_check: Option<HealthCheckView>,
     /// Names of the environment variables on top of the image's.
     pub environment_variables: Vec<String>,
     /// Replaces the image's entry point.
@@ -85,6 +87,25 @@ pub struct SpecView {
     pub group_id: Option<GroupId>,
     /// Where it may connect to.
     pub egress: Egress,
+}
+
+/// How an MCP server is checked, with everything a deploy left to the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HealthCheckView {
+    /// It is probed at all.
+    pub enabled: bool,
+    /// Seconds between two probes.
+    pub interval_seconds: u32,
+    /// Seconds one probe may take.
+    pub timeout_seconds: u32,
+    /// How many in a row have to fail before it counts as unhealthy.
+    pub failure_threshold: u32,
+    /// How many in a row have to succeed before it counts as healthy.
+    pub success_threshold: u32,
+    /// Seconds from its start in which a failed probe says nothing.
+    pub start_period_seconds: u32,
+    /// It is restarted when it is unhealthy.
+    pub restart: bool,
 }
 
 /// How an MCP server is reached.

@@ -208,7 +208,7 @@ fn runs(view: &InstanceView) -> bool {
 }
 
 fn has_failed(view: &InstanceView) -> bool {
-    view.state == InstanceState::Failed || (runs(view) && view.health == Health::Unhealthy)
+    view.state == InstanceState::Failed || view.crash_looping || (runs(view) && view.health == Health::Unhealthy)
 }
 
 fn is_coming(view: &InstanceView) -> bool {
@@ -226,5 +226,41 @@ fn collective(members: &[&InstanceView]) -> CollectiveStatus {
         CollectiveStatus::Degraded
     } else {
         CollectiveStatus::Failed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(state: InstanceState, health: Health, crash_looping: bool) -> InstanceView {
+        let view = serde_json::json!({
+            "account_tool_instance_id": null, "instance_name_on_toolbox": "one", "container_id": "", "id": "", "names": [],
+            "image": "one", "image_digest": null, "status": "running", "state": state, "status_on_toolbox": "running",
+            "health": health, "health_reason": null, "last_probe_at": null, "restart_count": 0, "crash_looping": crash_looping,
+            "ports": [], "created": 0, "started_at": null, "mcp_url": null, "transport": null, "group_id": "team", "error": null,
+        });
+        serde_json::from_value(view).unwrap()
+    }
+
+    #[test]
+    fn a_group_is_as_well_as_its_members() {
+        let well = member(InstanceState::Running, Health::Healthy, false);
+        let unasked = member(InstanceState::Running, Health::Unknown, false);
+        let ill = member(InstanceState::Running, Health::Unhealthy, false);
+        let coming = member(InstanceState::Starting, Health::Starting, false);
+        let looping = member(InstanceState::Starting, Health::Unhealthy, true);
+        let cases: [(&[&InstanceView], CollectiveStatus); 6] = [
+            (&[&well, &unasked], CollectiveStatus::Healthy),
+            (&[&well, &ill], CollectiveStatus::Degraded),
+            (&[&well, &looping], CollectiveStatus::Degraded),
+            (&[&well, &coming], CollectiveStatus::Initializing),
+            // Between two of its starts it doesn't count as coming.
+            (&[&looping], CollectiveStatus::Failed),
+            (&[&looping, &coming], CollectiveStatus::Failed),
+        ];
+        for (members, expected) in cases {
+            assert_eq!(collective(members), expected, "{members:?}");
+        }
     }
 }

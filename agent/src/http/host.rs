@@ -125,6 +125,7 @@ async fn docker_diagnostics(State(app): State<App>) -> Json<DockerDiagnostics> {
         state: view.state,
         status: view.status.clone(),
         health: view.health,
+        health_reason: view.health_reason.clone(),
         restart_count: view.restart_count,
         error: view.error.clone(),
     });

@@ -106,6 +106,21 @@ fn exposition(app: &App) -> String {
         &[],
         egress.turned_away as f64,
     );
+    let health = snapshot.health;
+    page.family("dtma_probes_total", "counter", "Probes of MCP servers, by what came of them");
+    for (result, count) in [("answered", health.answered), ("failed", health.failed), ("cannot_say", health.cannot_say)]
+    {
+        page.sample("dtma_probes_total", &[("result", result)], count as f64);
+    }
+    page.one(
+        "dtma_hang_restarts_total",
+        "counter",
+        "Restarts of servers that hung, by the agent",
+        &[],
+        health.restarts as f64,
+    );
+    let looping = snapshot.instances.iter().filter(|view| view.crash_looping).count() as f64;
+    page.one("dtma_instances_crash_looping", "gauge", "Instances whose process keeps ending", &[], looping);
     page.family("dtma_instance_restarts_total", "counter", "Restarts of an instance's container");
     for view in &snapshot.instances {
         let name = [("instance", view.instance_name_on_toolbox.as_str())];

@@ -42,7 +42,9 @@ async fn list(State(instances): State<Instances>) -> Response {
 }
 
 async fn show(State(instances): State<Instances>, Named(name): Named) -> Result<Json<InstanceAnswer>, ApiError> {
-    let data = instances.get(&name).ok_or_else(|| not_found(&name))?;
+    let mut data = instances.get(&name).ok_or_else(|| not_found(&name))?;
+    // Only here: its tools would make lists many times as long.
+    data.server = instances.introduction(&name).map(|server| (*server).clone());
     Ok(Json(InstanceAnswer { success: true, message: format!("{name} is {}", data.status), data }))
 }
 

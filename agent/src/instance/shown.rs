@@ -2,8 +2,9 @@
 
 use dtma_api::instance::{Egress as EgressView, VolumeRequest};
 use dtma_api::template::{LimitsView, SandboxView, TemplateKind, TemplateView};
-use dtma_api::validation::{McpView, PublishedPort, SpecView};
+use dtma_api::validation::{HealthCheckView, McpView, PublishedPort, SpecView};
 
+use super::health::HealthCheck;
 use super::network::Egress;
 use super::spec::{HostPort, Limits, RestartPolicy, Sandbox, Spec};
 use super::template::{Defaults, Template};
@@ -28,6 +29,7 @@ impl Spec {
             network,
             group,
             mcp,
+            health_check,
         } = self;
         let ports = ports.iter().map(|port| PublishedPort {
             ip: publish_on.to_string(),
@@ -45,6 +47,7 @@ impl Spec {
             image: image.to_string(),
             pull_policy: *pull_policy,
             mcp: mcp.as_ref().map(|mcp| McpView { transport: mcp.transport, port: mcp.port, path: mcp.path.clone() }),
+            health_check: mcp.as_ref().map(|_| health_check_view(*health_check)),
             environment_variables: process.environment.0.keys().cloned().collect(),
             entrypoint: process.entrypoint.clone(),
             command: process.command.clone(),
@@ -88,6 +91,18 @@ impl Template {
 #[allow(clippy::cast_precision_loss)] // billionths of at most a thousand cores
 fn limits_view(limits: Limits) -> LimitsView {
     LimitsView { memory_bytes: limits.memory_bytes, cpu: limits.nano_cpus as f64 / 1e9, pids: limits.pids }
+}
+
+fn health_check_view(check: HealthCheck) -> HealthCheckView {
+    HealthCheckView {
+        enabled: check.enabled,
+        interval_seconds: check.interval_seconds,
+        timeout_seconds: check.timeout_seconds,
+        failure_threshold: check.failure_threshold,
+        success_threshold: check.success_threshold,
+        start_period_seconds: check.start_period_seconds,
+        restart: check.restart,
+    }
 }
 
 fn sandbox_view(sandbox: &Sandbox) -> SandboxView {

@@ -10,6 +10,7 @@ use dtma_api::{AccountToolInstanceId, GroupId, InstanceName};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::health::HealthCheck;
 use super::network::Network;
 
 /// Everything needed to make an instance's container again.
@@ -47,6 +48,9 @@ pub struct Spec {
     pub group: Option<GroupId>,
     /// How it is reached, when it is an MCP server.
     pub mcp: Option<McpServer>,
+    /// How it is checked, when it is one. Left out where it is the usual, as above.
+    #[serde(default, skip_serializing_if = "HealthCheck::is_default")]
+    pub health_check: HealthCheck,
 }
 
 impl Spec {
@@ -405,6 +409,7 @@ pub(crate) mod examples {
             network: Network::default(),
             group: None,
             mcp: None,
+            health_check: HealthCheck::default(),
         }
     }
 }

@@ -9,6 +9,7 @@
 mod credentials;
 mod findings;
 mod group;
+mod health;
 mod host_config;
 mod network;
 mod update;
@@ -117,6 +118,7 @@ pub fn review(body: &Value, policy: &Policy) -> Review {
     let image: Option<ImageReference> = required_text(body, "dockerImageUrl", &mut findings);
     let pull_policy = pull_policy(body, &mut findings);
     let mcp = mcp(body, &mut findings);
+    let health_check = health::health_check(body, mcp.is_some(), &mut findings);
     let volumes = volumes(body, &mut findings);
     let base_at = root.key("baseConfigOverrideJson");
     let empty = Map::new();
@@ -160,6 +162,7 @@ pub fn review(body: &Value, policy: &Policy) -> Review {
                 network: Network { egress, group: policy.group.clone().filter(|_| policy.shared_network) },
                 group: policy.group.clone(),
                 mcp,
+                health_check,
             };
             findings.review(Some(spec))
         }
@@ -440,9 +443,6 @@ fn not_built(body: &Map<String, Value>, findings: &mut Findings) {
             findings.fault(&root.key(key), "is not supported by this version of the agent");
         }
     }
-    if body.get("healthCheck").is_some_and(|value| !is_nothing(value)) {
-        findings.warn(&root.key("healthCheck"), "is ignored by this version of the agent");
-    }
     const KNOWN: [&str; 18] = [
         "dockerImageUrl",
         "instanceNameOnToolbox",
@@ -460,7 +460,7 @@ fn not_built(body: &Map<String, Value>, findings: &mut Findings) {
         "volumes",
         "egress",
         "pullPolicy",
-        "healthCheck",
+        health::KEY,
         credentials::KEY,
     ];
     findings.only_known(body, &root, &KNOWN);

@@ -10,13 +10,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::batch::{self, AtWork};
 use super::handle::with_entry;
+use super::health::{self, Moment};
 use super::plan::{self, Goal, Job, Step, Subject};
-use super::run::{Loop, Underway};
+use super::run::{Loop, Track, Underway};
 use super::status::Departed;
 use super::work::{Outcome, Reached, Work, open_egress};
 use crate::egress::EgressState;
 use crate::engine::{ContainerId, Settings};
-use crate::instance::{Departure, Egress, Failure, FailureKind, Intent, State};
+use crate::instance::{Departure, Egress, Failure, FailureKind, Intent, Spec, State};
 use crate::store::ledger::{Contents, Entry, LedgerError};
 
 /// How many instances that went are remembered.
@@ -30,7 +31,7 @@ impl Loop {
         let shared = Arc::clone(&self.shared);
         let mut desk = shared.desk().await;
         let contents = desk.contents().clone();
-        let now = Instant::now();
+        let (now, moment) = (Instant::now(), Moment::now());
         let mut jobs = Vec::new();
         let mut at_work = AtWork::default();
         for (name, entry) in &contents.entries {
@@ -47,6 +48,7 @@ impl Loop {
                 if underway.purpose != entry.purpose() {
                     underway.cancel.cancel();
                 }
+                track.look_away();
                 continue;
             }
             if track.unsure || at_work.holds_up(entry, &contents) {
@@ -55,8 +57,10 @@ impl Loop {
             if ticket > track.settled {
                 // Somebody asked anew: no more patience with what failed before.
                 track.not_before = None;
+                track.supervisor.forgive();
             }
             let containers = self.observed.get(name).map_or(&[][..], Vec::as_slice);
+            track.look_after(entry, containers, &self.timing, moment, &shared.journal);
             let wanted = Settings::of(&entry.spec);
             if plan::current(entry, containers).is_none_or(|container| container.settings == wanted) {
                 track.adjusted = false;
@@ -65,7 +69,8 @@ impl Loop {
                 entry,
                 containers,
                 nudge: desk.nudge_for(name),
-                failing: track.failure.is_some(),
+                hung: track.supervisor.is_to_be_restarted(moment.instant),
+                failing: track.failure.is_some() && !track.is_left_to_checks(entry, containers),
                 not_before: track.not_before.map(Instant::into_std),
                 adjusted: track.adjusted,
             };
@@ -85,6 +90,9 @@ impl Loop {
         self.keep_the_way_out(&contents);
         let started = jobs.len();
         for (entry, job, ticket) in jobs {
+            if job.goal == Goal::Revived {
+                self.restarting(&job.instance);
+            }
             self.launch(entry, job, ticket);
         }
         started
@@ -101,6 +109,7 @@ impl Loop {
             Goal::Running if has(&Step::Fetch) => Some(State::Pulling),
             Goal::Running if has(&Step::Start) || has(&Step::Restart) => Some(State::Starting),
             Goal::Running => Some(State::Probing),
+            Goal::Revived => Some(State::Starting),
             Goal::Tidy => None,
         };
         let underway = Underway { ticket, purpose: entry.purpose(), job: job.clone(), state, cancel: cancel.clone() };
@@ -216,20 +225,23 @@ impl Loop {
         match underway.job.goal {
             Goal::Gone => return self.gone(name, entry, underway.ticket).await,
             Goal::Updated => {
-                track.take_health(&reached);
+                take_health(track, entry.next().unwrap_or(entry.present()).spec, &reached);
                 return self.updated(&name, reached.image_digest).await;
             }
             Goal::Reverted => return self.reverted(&name).await,
             // The next look tells whether more is to be done.
             Goal::Tidy => return self.look_again(&name, true),
-            Goal::Running | Goal::Stopped => {}
+            Goal::Running => take_health(track, &entry.spec, &reached),
+            Goal::Stopped | Goal::Revived => {}
         }
-        track.take_health(&reached);
         let Some(container) = reached.container else { return self.look_again(&name, true) };
         track.settled = underway.ticket;
         self.observed.insert(name.clone(), vec![container]);
         if underway.job.goal == Goal::Stopped {
             self.shared.journal.write(&name, "stopped", "it is stopped");
+            return;
+        }
+        if underway.job.goal == Goal::Revived {
             return;
         }
         let digest = reached.image_digest.or_else(|| entry.image_digest.clone());
@@ -301,10 +313,18 @@ impl Loop {
         let timing = self.timing;
         if let Some(track) = self.tracks.get_mut(&name) {
             track.settled = underway.ticket;
+            let silence = (failure.kind == FailureKind::NotAnswering).then(|| failure.message.clone());
             // An instance that runs isn't failing because something beside it could not be put right.
             track.failure = Some(failure).filter(|_| underway.job.goal != Goal::Tidy);
             track.not_before = Some(Instant::now() + retry_pause(&timing, track.tries));
             track.tries = track.tries.saturating_add(1);
+            if underway.job.goal == Goal::Running
+                && let Some(reason) = silence.filter(|_| health::is_checked(&entry.spec))
+            {
+                // It runs: the health check restarts it, and sees when it answers after all.
+                track.not_before = None;
+                track.supervisor.condemn(reason);
+            }
         }
         self.look_again(&name, true);
     }
@@ -347,6 +367,14 @@ impl Loop {
         if unsaved || self.shared.write_problem().is_some() {
             self.note(|_| {}).await;
         }
+    }
+}
+
+/// What the work has found out of the server's health.
+fn take_health(track: &mut Track, spec: &Spec, reached: &Reached) {
+    let process = reached.container.as_ref().and_then(|container| health::process(spec, container));
+    if let (Some(process), Some(answer)) = (process, &reached.answer) {
+        track.supervisor.prove(process, &spec.health_check, answer, Moment::now());
     }
 }
 

@@ -7,6 +7,7 @@ mod update;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dtma_api::health::Introduction;
 use dtma_api::heartbeat::ToolStatus;
 use dtma_api::instance::{InstanceEvent, InstanceView};
 use dtma_api::{AccountToolInstanceId, GroupId, InstanceName};
@@ -250,6 +251,11 @@ impl Instances {
             return Err(NoUpstream::NotMcp(name.clone()));
         }
         known.upstream.clone().ok_or_else(|| NoUpstream::NotRunning(name.clone()))
+    }
+
+    /// What the instance's MCP server said of itself when it was last probed; none before that, and where it can't be.
+    pub fn introduction(&self, name: &InstanceName) -> Option<Arc<Introduction>> {
+        self.snapshot().known.get(name)?.server.clone()
     }
 
     /// Whether the container engine answers.

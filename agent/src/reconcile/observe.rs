@@ -103,7 +103,6 @@ impl Loop {
             let (before, after) = (self.observed.get(name), seen.get(name));
             let changes = changes(before.map_or(&[], Vec::as_slice), after.map_or(&[], Vec::as_slice));
             for (event, message) in changes {
-                track.health = None;
                 self.shared.journal.write(name, event, message);
             }
         }

@@ -20,6 +20,8 @@ pub(super) struct Subject<'a> {
     pub(super) containers: &'a [Container],
     /// What a caller wants done once, whatever the state.
     pub(super) nudge: Option<Nudge>,
+    /// Its server hangs, and is to be restarted now.
+    pub(super) hung: bool,
     /// Its last attempt failed.
     pub(super) failing: bool,
     /// Not to be tried again by itself before this.
@@ -72,6 +74,8 @@ pub(super) enum Goal {
     Updated,
     /// Nothing is left of the next version.
     Reverted,
+    /// It was started anew because it hung. Whether it answers now is for the health check to see.
+    Revived,
     /// What is in the way is gone, and what was changed from outside is as it was; the instance itself isn't touched.
     Tidy,
     /// Nothing is left of it.
@@ -215,6 +219,9 @@ fn run(subject: &Subject<'_>, current: Option<&Container>, now: Instant) -> Opti
             if subject.nudge == Some(Nudge::Restart) =>
         {
             vec![Step::Restart, Step::Await]
+        }
+        Some(Condition::Running { .. }) if subject.hung && subject.entry.proven => {
+            return Some((vec![Step::Restart], Goal::Revived));
         }
         // Docker starts it again by itself; looking is all there is to do, and only where the answer is still open.
         Some(Condition::Running { .. } | Condition::Restarting(_)) => {

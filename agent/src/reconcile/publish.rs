@@ -44,22 +44,24 @@ impl Loop {
                 }
                 state => state,
             };
-            let running = state == State::Running;
-            let health = match track.health {
-                Some(health) if running => health,
-                Some(_) | None if state == State::Probing => Health::Starting,
-                Some(_) | None => Health::Unknown,
+            let busy = track.job.as_ref().is_some_and(|underway| underway.state.is_some());
+            let (health, health_reason) = match &state {
+                State::Probing => (Health::Starting, None),
+                _ if busy => (Health::Unknown, None),
+                state => track.health(matches!(state, State::Running | State::Failed { .. }), Instant::now()),
             };
             let facts = Facts {
                 entry,
                 container,
                 state: &state,
                 health,
-                health_reason: None,
-                last_probe_at: track.last_probe_at,
+                health_reason,
+                last_probe_at: track.supervisor.last_probe_at(),
+                crash_looping: track.crashes.is_looping(),
+                revivals: track.supervisor.restarts(),
                 usage: container.and_then(|container| self.shared.samples.of(&container.id)),
             };
-            instances.push(facts.view(now));
+            instances.push(facts.view());
             let upstream = facts.upstream();
             known.insert(
                 name.clone(),
@@ -74,6 +76,7 @@ impl Loop {
                     mcp: entry.spec.mcp.is_some(),
                     membership: (entry.spec.group.clone(), entry.spec.network.group.is_some()),
                     last_update: entry.last_update.clone(),
+                    server: track.supervisor.introduction().cloned(),
                     state,
                 },
             );
@@ -83,6 +86,7 @@ impl Loop {
             complete: !self.recover,
             engine: self.engine_status.clone(),
             pass: self.report.clone(),
+            health: self.health_counts,
             known,
             departed: self.departed.clone(),
         };

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use dtma_api::InstanceName;
-use dtma_api::instance::Health;
 use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
@@ -14,10 +13,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::desk::Shared;
 use super::handle::Instances;
+use super::health::{Crashes, HealthCounts, Looks, Supervisor};
 use super::observe::watch;
 use super::plan::Job;
 use super::status::{Departed, EngineStatus, PassReport};
-use super::work::{Gates, Outcome, Reached};
+use super::work::{Gates, Outcome};
 use super::{Prober, Timing, prune, usage};
 use crate::disks::Disks;
 use crate::engine::{Container, Engine};
@@ -60,6 +60,8 @@ pub fn start(parts: Parts) -> (Instances, JoinHandle<()>) {
         departed: BTreeMap::new(),
         jobs: JoinSet::new(),
         job_names: HashMap::new(),
+        looks: Looks::new(),
+        health_counts: HealthCounts::default(),
         orphan_work: None,
         egress_work: None,
         engine_status: EngineStatus::default(),
@@ -94,6 +96,9 @@ pub(super) struct Loop {
     pub(super) departed: BTreeMap<InstanceName, Departed>,
     pub(super) jobs: JoinSet<(InstanceName, Outcome)>,
     pub(super) job_names: HashMap<tokio::task::Id, InstanceName>,
+    /// Probes, and other looks at servers.
+    pub(super) looks: Looks,
+    pub(super) health_counts: HealthCounts,
     pub(super) orphan_work: Option<JoinHandle<()>>,
     /// Opens the egress proxy for instances that run already.
     pub(super) egress_work: Option<JoinHandle<()>>,
@@ -118,17 +123,12 @@ pub(super) struct Track {
     pub(super) not_before: Option<Instant>,
     /// A job ended in the middle: nothing is planned before the next look.
     pub(super) unsure: bool,
-    pub(super) health: Option<Health>,
-    pub(super) last_probe_at: Option<Timestamp>,
+    /// Whether its server answers.
+    pub(super) supervisor: Supervisor,
+    /// Whether its process stays up.
+    pub(super) crashes: Crashes,
     /// Its settings have been put right since they were last seen to be right.
     pub(super) adjusted: bool,
-}
-
-impl Track {
-    pub(super) fn take_health(&mut self, reached: &Reached) {
-        self.health = Some(reached.health).filter(|health| *health != Health::Unknown);
-        self.last_probe_at = reached.probed_at;
-    }
 }
 
 #[derive(Debug)]
@@ -177,6 +177,10 @@ impl Loop {
                     }
                     reason = "work ended";
                 }
+                Some(found) = self.looks.next() => {
+                    self.found(found);
+                    reason = "a server was looked at";
+                }
                 () = self.shared.wake.notified() => reason = "intent changed",
                 () = changed.notified() => {
                     self.observe_at = self.observe_at.min(Instant::now() + self.timing.observe_pause);
@@ -193,7 +197,8 @@ impl Loop {
     /// Until when there is nothing to do unless something happens.
     async fn due(&self) -> Instant {
         let idle = self.tracks.values().filter(|track| track.job.is_none());
-        idle.filter_map(|track| track.not_before).filter(|at| *at > Instant::now()).fold(self.observe_at, Instant::min)
+        let waiting = idle.filter_map(|track| track.not_before).filter(|at| *at > Instant::now());
+        waiting.chain(self.next_look()).fold(self.observe_at, Instant::min)
     }
 
     /// One pass. It can't fail: what goes wrong is in what it publishes.
@@ -203,6 +208,7 @@ impl Loop {
             self.observe().await;
         }
         let started = if self.engine_status.reachable { self.apply().await } else { 0 };
+        self.look_closer();
         self.report = PassReport {
             sequence: self.report.sequence + 1,
             reason,

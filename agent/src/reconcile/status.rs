@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use dtma_api::health::Introduction;
 use dtma_api::heartbeat::{RuntimeDetails, ToolStatus};
 use dtma_api::instance::{Health, InstallationStatus, InstanceView, UpdateOutcome, UpdateView};
 use dtma_api::usage::ResourceUsage;
 use dtma_api::{AccountToolInstanceId, GroupId, InstanceName};
 use jiff::Timestamp;
 
-use super::Upstream;
+use super::{HealthCounts, Upstream};
 use crate::engine::{Condition, Container, ContainerId};
 use crate::instance::{Failure, LastUpdate, Spec, State};
 use crate::store::ledger::Entry;
@@ -26,6 +28,8 @@ pub struct Snapshot {
     pub engine: EngineStatus,
     /// How the pass went.
     pub pass: PassReport,
+    /// What probing came to, all in all.
+    pub health: HealthCounts,
     pub(super) known: BTreeMap<InstanceName, Known>,
     pub(super) departed: BTreeMap<InstanceName, Departed>,
 }
@@ -76,6 +80,8 @@ pub(super) struct Known {
     pub(super) membership: (Option<GroupId>, bool),
     /// How the last update ended.
     pub(super) last_update: Option<LastUpdate>,
+    /// What its server said of itself.
+    pub(super) server: Option<Arc<Introduction>>,
 }
 
 /// An instance that is gone.
@@ -96,15 +102,14 @@ pub(super) struct Facts<'a> {
     pub(super) container: Option<&'a Container>,
     pub(super) state: &'a State,
     pub(super) health: Health,
-    pub(super) health_reason: Option<&'a str>,
+    pub(super) health_reason: Option<String>,
     pub(super) last_probe_at: Option<Timestamp>,
+    pub(super) crash_looping: bool,
+    /// How often the agent restarted it because it hung.
+    pub(super) revivals: u64,
     /// Its container's last sample, whether it still runs or not.
     pub(super) usage: Option<ResourceUsage>,
 }
-
-/// A server that has been restarted this often and isn't up for long keeps crashing.
-const CRASH_LOOP_RESTARTS: u64 = 3;
-const CRASH_LOOP_UPTIME_SECONDS: i64 = 60;
 
 impl Facts<'_> {
     /// An instance the loop hasn't seen yet.
@@ -118,21 +123,22 @@ impl Facts<'_> {
             health,
             health_reason: None,
             last_probe_at: None,
+            crash_looping: false,
+            revivals: 0,
             usage: None,
         };
-        facts.view(entry.accepted_at)
+        facts.view()
     }
 
     /// The instance as lists show it.
-    pub(super) fn view(&self, now: Timestamp) -> InstanceView {
+    pub(super) fn view(&self) -> InstanceView {
         let spec = &self.entry.spec;
         let id = self.container.map(|container| container.id.as_str().to_owned()).unwrap_or_default();
         let started_at = self.container.and_then(|container| match container.condition {
             Condition::Running { since } => Some(since),
             _ => None,
         });
-        let restart_count = self.container.map_or(0, |container| container.restart_count);
-        let short_lived = started_at.is_none_or(|at| now.as_second() - at.as_second() < CRASH_LOOP_UPTIME_SECONDS);
+        let restarts = self.container.map_or(0, |container| container.restart_count);
         let error = match self.state {
             State::Failed { failure, .. } => Some(failure.message.clone()),
             _ => None,
@@ -149,14 +155,15 @@ impl Facts<'_> {
             state: self.state.shown(),
             status_on_toolbox: self.state.reported(),
             health: self.health,
-            health_reason: self.health_reason.map(str::to_owned),
+            health_reason: self.health_reason.clone(),
             last_probe_at: self.last_probe_at,
-            restart_count,
-            crash_looping: restart_count >= CRASH_LOOP_RESTARTS && short_lived,
+            restart_count: restarts.saturating_add(self.revivals),
+            crash_looping: self.crash_looping,
             ports: self.container.map(|container| container.ports.clone()).unwrap_or_default(),
             created: self.container.map_or(0, |container| container.created),
             started_at,
             mcp_url: spec.mcp.as_ref().map(|_| format!("/tools/{}/mcp", spec.name)),
+            server: None,
             transport: spec.mcp.as_ref().map(|mcp| mcp.transport),
             group_id: spec.group.clone(),
             last_update: self.entry.last_update.as_ref().map(shown_update),
@@ -208,6 +215,9 @@ impl Snapshot {
                 image: view.image.clone(),
                 image_digest: view.image_digest.clone(),
                 health: view.health,
+                // A server's own output stays on the droplet.
+                health_reason: view.health_reason.as_ref().and_then(|reason| reason.lines().next()).map(str::to_owned),
+                crash_looping: view.crash_looping,
                 restart_count: view.restart_count,
                 error: view.error.clone(),
                 resource_usage: view.resource_usage.clone(),
@@ -226,6 +236,8 @@ impl Snapshot {
                     image: departed.image.clone(),
                     image_digest: None,
                     health: Health::Unknown,
+                    health_reason: None,
+                    crash_looping: false,
                     restart_count: 0,
                     error: Some(failure.message.clone()),
                     resource_usage: None,

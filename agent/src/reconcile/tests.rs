@@ -5,6 +5,7 @@ mod fake;
 mod first_look;
 mod foreseen;
 mod groups;
+mod health;
 mod images;
 mod networks;
 mod properties;
@@ -14,11 +15,12 @@ mod updates;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use dtma_api::instance::{Health, InstallationStatus, InstanceState, Transport};
+use dtma_api::health::Era;
+use dtma_api::instance::{Health, InstallationStatus, InstanceState, InstanceView, Transport};
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use tokio::task::JoinHandle;
@@ -35,13 +37,47 @@ const WAIT: Duration = Duration::from_secs(120);
 const NO_WAIT: Duration = Duration::ZERO;
 
 /// Answers as it is told.
-struct Answers(AtomicBool);
+struct Answers {
+    well: AtomicBool,
+    /// How often it has been asked.
+    asked: AtomicUsize,
+}
+
+impl Answers {
+    fn new() -> Self {
+        Self { well: AtomicBool::new(true), asked: AtomicUsize::new(0) }
+    }
+}
 
 #[async_trait]
 impl Prober for Answers {
-    async fn probe(&self, _: &Upstream) -> Result<(), ProbeFailure> {
-        if self.0.load(Ordering::Relaxed) { Ok(()) } else { Err(ProbeFailure { reason: "nobody there".into() }) }
+    async fn probe(&self, upstream: &Upstream, question: Question) -> Result<Answer, ProbeFailure> {
+        if upstream.transport == Transport::Stdio {
+            return Ok(Answer::CannotSay);
+        }
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        if self.well.load(Ordering::Relaxed) {
+            Ok(Answer::Introduced(Box::new(introduction(question.tools))))
+        } else {
+            Err(ProbeFailure { reason: "nobody there".into() })
+        }
     }
+}
+
+pub(super) fn introduction(tools: bool) -> Introduction {
+    Introduction {
+        era: Era::Legacy,
+        protocol_version: "2025-11-25".to_owned(),
+        name: Some("fake".to_owned()),
+        version: None,
+        capabilities: serde_json::json!({"tools": {}}),
+        tools: tools.then(|| vec!["add".to_owned()]),
+    }
+}
+
+/// A container as the engine shows it, not started yet.
+pub(super) fn blank_container() -> crate::engine::Container {
+    fake::blank("container".to_owned(), "one")
 }
 
 /// One agent process: the loop over `engine` with its ledger in `directory`.
@@ -54,7 +90,7 @@ struct Agent {
 
 impl Agent {
     fn start(engine: &Arc<FakeEngine>, directory: &Path) -> Self {
-        let answers = Arc::new(Answers(AtomicBool::new(true)));
+        let answers = Arc::new(Answers::new());
         let shutdown = CancellationToken::new();
         let (instances, task) = start(Parts {
             engine: Arc::clone(engine) as Arc<dyn crate::engine::Engine>,
@@ -219,7 +255,7 @@ async fn a_server_that_ends_at_once_is_undone_with_its_last_words() {
 async fn a_server_that_never_answers_is_undone_and_one_that_takes_its_time_is_not() {
     let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());
     let agent = Agent::start(&engine, directory.path());
-    agent.answers.0.store(false, Ordering::Relaxed);
+    agent.answers.well.store(false, Ordering::Relaxed);
     let failed = failure(agent.instances.deploy(mcp("one"), WAIT).await);
     assert_eq!(failed.kind, FailureKind::NotAnswering);
     assert!(failed.message.contains("nobody there"), "{}", failed.message);
@@ -230,7 +266,7 @@ async fn a_server_that_never_answers_is_undone_and_one_that_takes_its_time_is_no
     });
     agent.until(|snapshot| state_in(snapshot, "slow") == Some(InstanceState::Starting)).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
-    agent.answers.0.store(true, Ordering::Relaxed);
+    agent.answers.well.store(true, Ordering::Relaxed);
     assert!(slow.await.unwrap().unwrap().settled);
 }
 
@@ -410,7 +446,7 @@ async fn an_engine_that_goes_away_in_the_middle_of_a_deploy_finishes_it_later() 
 async fn a_stop_in_the_middle_of_a_deploy_wins() {
     let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());
     let agent = Agent::start(&engine, directory.path());
-    agent.answers.0.store(false, Ordering::Relaxed);
+    agent.answers.well.store(false, Ordering::Relaxed);
     let deploy = tokio::spawn({
         let instances = agent.instances.clone();
         async move { instances.deploy(mcp("one"), WAIT).await }

@@ -6,8 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use dtma_api::InstanceName;
-use dtma_api::instance::{Health, Transport};
-use jiff::Timestamp;
+use dtma_api::instance::Transport;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +15,7 @@ use super::desk::Shared;
 use super::failure::{Meaning, meaning};
 use super::plan::{Edition, Goal, Job, Step};
 use super::status::upstream;
-use super::{Prober, Timing, Upstream};
+use super::{Answer, Prober, Question, Timing, Upstream, health};
 use crate::egress;
 use crate::engine::{Condition, Container, ContainerId, EngineError, Exit, LogOptions, exact_ports};
 use crate::instance::{Departure, Egress, Failure, FailureKind, HealthGate, Intent, RestartPolicy, Spec, State};
@@ -68,8 +67,8 @@ pub(super) enum Outcome {
 pub(super) struct Reached {
     pub(super) container: Option<Container>,
     pub(super) image_digest: Option<String>,
-    pub(super) health: Health,
-    pub(super) probed_at: Option<Timestamp>,
+    /// How its server answered, where it was asked.
+    pub(super) answer: Option<Answer>,
 }
 
 /// Why a job ends before its goal.
@@ -96,7 +95,7 @@ pub(super) async fn open_egress(shared: &Shared) -> Result<(), CannotOpen> {
 impl Work {
     /// Does the job. Dropping the future is what a crash does: nothing is taken back, and the next plan goes on from what is there.
     pub(super) async fn carry_out(self) -> Outcome {
-        let mut progress = Reached { container: None, image_digest: None, health: Health::Unknown, probed_at: None };
+        let mut progress = Reached { container: None, image_digest: None, answer: None };
         let mut container = self.job.container.clone();
         for step in &self.job.steps {
             if self.cancel.is_cancelled() {
@@ -108,7 +107,15 @@ impl Work {
                 Err(Stop::LookAgain) => return Outcome::LookAgain,
             }
         }
-        // A stopped container is looked at once more; a running one was, when it was awaited.
+        // What was stopped, or started anew, is looked at once more; what was awaited has been.
+        if let (Goal::Revived, Some(id)) = (self.job.goal, &container) {
+            match self.shared.engine.inspect(id).await {
+                Ok(Some(found)) if matches!(found.condition, Condition::Running { .. }) => {
+                    progress.container = Some(found);
+                }
+                Ok(_) | Err(_) => return Outcome::LookAgain,
+            }
+        }
         if let (Goal::Stopped, Some(id)) = (self.job.goal, &container) {
             match self.shared.engine.inspect(id).await {
                 // Somebody has started it again meanwhile, perhaps Docker itself at the word of an agent that died since.
@@ -144,7 +151,7 @@ impl Work {
             Goal::Updated => State::Updating,
             // The instance goes on as it was.
             Goal::Tidy => return,
-            Goal::Running | Goal::Stopped | Goal::Reverted | Goal::Gone => state,
+            Goal::Running | Goal::Revived | Goal::Stopped | Goal::Reverted | Goal::Gone => state,
         };
         // The loop outlives its jobs; when it doesn't, nobody is left to tell.
         let _ = self.reports.send((self.name().clone(), state));
@@ -291,7 +298,10 @@ impl Work {
                 let HealthGate { timeout_seconds, successes } = update.gate;
                 (std::time::Duration::from_secs(timeout_seconds.into()), successes)
             }
-            (Edition::Next, None) | (Edition::Present, _) => (self.timing.probe_deadline, 1),
+            (Edition::Next, None) | (Edition::Present, _) => {
+                let check = &self.spec().health_check;
+                (std::time::Duration::from_secs(check.start_period_seconds.into()), check.success_threshold)
+            }
         }
     }
 
@@ -299,7 +309,8 @@ impl Work {
     async fn pass_gate(&self, id: &ContainerId, progress: &mut Reached) -> Result<(), Stop> {
         let Some(first) = self.look(id, None).await? else { return Err(Stop::LookAgain) };
         let (patience, successes) = self.gate();
-        let answers = self.spec().mcp.as_ref().is_some_and(|mcp| mcp.transport != Transport::Stdio);
+        let asked = self.spec().mcp.as_ref().filter(|_| health::is_checked(self.spec()));
+        let answers = asked.is_some_and(|mcp| mcp.transport != Transport::Stdio);
         let what = if answers { "waiting for the server to answer" } else { "waiting to see whether it stays up" };
         self.enter(State::Probing, "probing", what);
         let started = Instant::now();
@@ -307,10 +318,9 @@ impl Work {
         let mut in_a_row = 0;
         while started.elapsed() < patience {
             match self.check(&first).await? {
-                Ok(health) => {
+                Ok(answer) => {
                     progress.container = self.look(id, Some(first.restart_count)).await?;
-                    progress.health = health;
-                    progress.probed_at = answers.then(Timestamp::now);
+                    progress.answer = answer;
                     in_a_row += 1;
                     if in_a_row >= successes {
                         return Ok(());
@@ -335,16 +345,19 @@ impl Work {
     }
 
     /// Whether it is well now: an MCP server answers as one, or on its port where it can't be asked; anything else has stayed up.
-    async fn check(&self, container: &Container) -> Result<Result<Health, String>, Stop> {
-        let Some(mcp) = self.spec().mcp.as_ref().filter(|mcp| mcp.transport != Transport::Stdio) else {
+    async fn check(&self, container: &Container) -> Result<Result<Option<Answer>, String>, Stop> {
+        if !health::is_checked(self.spec()) {
             self.pause(self.timing.settle).await?;
-            return Ok(Ok(Health::Unknown));
-        };
+            return Ok(Ok(None));
+        }
         let Some(at) = upstream(self.spec(), container) else {
             return Ok(Err("its container has no address".to_owned()));
         };
-        let proves = if mcp.transport == Transport::Http { Health::Healthy } else { Health::Unknown };
-        Ok(self.probe(&at).await?.map(|()| proves))
+        let answer = self.probe(&at).await?;
+        if answer == Ok(Answer::CannotSay) {
+            self.pause(self.timing.settle).await?;
+        }
+        Ok(answer.map(Some))
     }
 
     /// The process ended with `code`; the engine may know more about it.
@@ -367,9 +380,12 @@ impl Work {
         Stop::Failed(self.ended(id, &exit).await)
     }
 
-    async fn probe(&self, at: &Upstream) -> Result<Result<(), String>, Stop> {
+    async fn probe(&self, at: &Upstream) -> Result<Result<Answer, String>, Stop> {
+        let patience = std::time::Duration::from_secs(self.spec().health_check.timeout_seconds.into());
+        // Callers wait for this one; the tools can come later.
+        let question = Question { patience, tools: false };
         tokio::select! {
-            answer = self.prober.probe(at) => Ok(answer.map_err(|failure| failure.reason)),
+            answer = self.prober.probe(at, question) => Ok(answer.map_err(|failure| failure.reason)),
             () = self.cancel.cancelled() => Err(Stop::LookAgain),
         }
     }

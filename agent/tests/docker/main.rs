@@ -5,6 +5,7 @@
 
 mod engine;
 mod groups;
+mod health;
 mod host;
 mod images;
 mod inside;

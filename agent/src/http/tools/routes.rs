@@ -29,7 +29,13 @@ pub(in crate::http) fn routes<T: Table>(table: T) -> T {
         })
         .post("/tools", deploy.layer(DefaultBodyLimit::max(MAX_BODY)), deploying)
         .get("/tools/{ref}", show, || {
-            Operation::new("One instance").answers::<InstanceAnswer>(200, "The instance.").fails(&NAMED)
+            Operation::new("One instance")
+                .described(
+                    "With what its MCP server says of itself: `server` has its name, its capabilities and the names of its tools, as the \
+                     last probes found them. They are asked for when it has started and every five minutes from then on.",
+                )
+                .answers::<InstanceAnswer>(200, "The instance.")
+                .fails(&NAMED)
         })
         .put("/tools/{ref}", update.layer(DefaultBodyLimit::max(MAX_BODY)), updating)
         .delete("/tools/{ref}", remove, || {

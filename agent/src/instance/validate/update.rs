@@ -31,7 +31,7 @@ pub fn validate_update(
         findings.fault(&At::root(), "must be a JSON object");
         return Err(findings.review(None).into());
     };
-    let gate = health_gate(body, &mut findings);
+    let asked = asked_of_gate(body, &mut findings);
     let mut deploy = body.clone();
     deploy.remove("healthGate");
     let own = [
@@ -50,7 +50,13 @@ pub fn validate_update(
         }
     }
     match (validate(&Value::Object(deploy), policy), findings.is_sound()) {
-        (Ok((spec, warnings)), true) => Ok((spec, gate, warnings)),
+        (Ok((spec, warnings)), true) => {
+            let gate = HealthGate {
+                timeout_seconds: asked.timeout_seconds.unwrap_or(spec.health_check.start_period_seconds),
+                successes: asked.successes.unwrap_or(spec.health_check.success_threshold),
+            };
+            Ok((spec, gate, warnings))
+        }
         (Ok(_), false) => Err(findings.review(None).into()),
         (Err(mut refusal), _) => {
             refusal.faults.extend(findings.review(None).faults);
@@ -59,31 +65,38 @@ pub fn validate_update(
     }
 }
 
-fn health_gate(body: &Map<String, Value>, findings: &mut Findings) -> HealthGate {
-    let mut gate = HealthGate::default();
+/// What the caller says of the gate; of the rest the instance's own health check decides.
+#[derive(Debug, Clone, Copy, Default)]
+struct Asked {
+    timeout_seconds: Option<u32>,
+    successes: Option<u32>,
+}
+
+fn asked_of_gate(body: &Map<String, Value>, findings: &mut Findings) -> Asked {
+    let mut asked = Asked::default();
     let at = At::root().key("healthGate");
     let given = match body.get("healthGate") {
-        None | Some(Value::Null) => return gate,
+        None | Some(Value::Null) => return asked,
         Some(Value::Object(given)) => given,
         Some(_) => {
             findings.fault(&at, "must be an object with timeout_seconds and successes");
-            return gate;
+            return asked;
         }
     };
     findings.only_known(given, &at, &["timeout_seconds", "successes"]);
     let fields = [
-        ("timeout_seconds", HealthGate::MAX_TIMEOUT_SECONDS, &mut gate.timeout_seconds),
-        ("successes", HealthGate::MAX_SUCCESSES, &mut gate.successes),
+        ("timeout_seconds", HealthGate::MAX_TIMEOUT_SECONDS, &mut asked.timeout_seconds),
+        ("successes", HealthGate::MAX_SUCCESSES, &mut asked.successes),
     ];
     for (key, most, field) in fields {
         let Some(value) = given.get(key).filter(|value| !value.is_null()) else { continue };
         match value.as_u64().and_then(|number| u32::try_from(number).ok()).filter(|number| (1..=most).contains(number))
         {
-            Some(number) => *field = number,
+            Some(number) => *field = Some(number),
             None => findings.fault(&at.key(key), format!("must be a whole number, 1 to {most}")),
         }
     }
-    gate
+    asked
 }
 
 #[cfg(test)]
@@ -106,6 +119,10 @@ mod tests {
             "healthGate": { "timeout_seconds": 5, "successes": 2 } });
         let (again, gate, _) = read(given).unwrap();
         assert_eq!((again, gate), (spec, HealthGate { timeout_seconds: 5, successes: 2 }));
+        // What it doesn't say is as the health check has it.
+        let checked = json!({ "dockerImageUrl": "busybox", "mcpTransportType": "http", "healthGate": { "successes": 2 },
+            "healthCheck": { "startPeriodSeconds": 7, "successThreshold": 3 } });
+        assert_eq!(read(checked).unwrap().1, HealthGate { timeout_seconds: 7, successes: 2 });
     }
 
     #[test]

@@ -53,7 +53,7 @@ fn exited(code: i64) -> Condition {
 }
 
 fn subject<'a>(entry: &'a Entry, containers: &'a [Container]) -> Subject<'a> {
-    Subject { entry, containers, nudge: None, failing: false, not_before: None, adjusted: false }
+    Subject { entry, containers, nudge: None, hung: false, failing: false, not_before: None, adjusted: false }
 }
 
 fn steps(subject: &Subject<'_>) -> Vec<Step> {
@@ -80,6 +80,24 @@ fn docker_restarts_what_crashes_and_the_plan_leaves_it_alone() {
     let restarting = Condition::Restarting(Exit { code: 1, out_of_memory: false, error: String::new() });
     assert_eq!(steps(&subject(&proven, &[container("a", restarting)])), []);
     assert_eq!(steps(&subject(&proven, &[container("a", running())])), []);
+}
+
+#[test]
+fn what_hangs_is_restarted_where_it_runs_and_is_to_run() {
+    let proven = entry(Intent::Run, true);
+    let plan_of = |entry: &Entry, condition: Condition, nudge: Option<Nudge>| {
+        let containers = [container("a", condition)];
+        let job = plan(&Subject { hung: true, nudge, ..subject(entry, &containers) }, Instant::now());
+        job.map(|job| (job.steps, job.goal))
+    };
+    assert_eq!(plan_of(&proven, running(), None), Some((vec![Step::Restart], Goal::Revived)));
+    // Somebody else's restart waits until it answers; Docker's is left alone; what hasn't shown yet that it works is awaited.
+    let asked = plan_of(&proven, running(), Some(Nudge::Restart));
+    assert_eq!(asked, Some((vec![Step::Restart, Step::Await], Goal::Running)));
+    let restarting = Condition::Restarting(Exit { code: 1, out_of_memory: false, error: String::new() });
+    assert_eq!(plan_of(&proven, restarting, None), None);
+    assert_eq!(plan_of(&entry(Intent::Run, false), running(), None), Some((vec![Step::Await], Goal::Running)));
+    assert_eq!(plan_of(&entry(Intent::Stop, true), running(), None), Some((vec![Step::Stop], Goal::Stopped)));
 }
 
 #[test]

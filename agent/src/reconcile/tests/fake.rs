@@ -295,7 +295,7 @@ impl FakeEngine {
     }
 }
 
-fn blank(id: String, name: &str) -> Container {
+pub(crate) fn blank(id: String, name: &str) -> Container {
     Container {
         id: ContainerId(id),
         name: name.to_owned(),

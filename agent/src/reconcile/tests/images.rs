@@ -15,7 +15,7 @@ fn password(text: &str) -> Option<RegistryCredentials> {
 
 /// An agent that keeps unused images for no time at all.
 fn impatient(engine: &Arc<FakeEngine>, directory: &Path) -> Agent {
-    let answers = Arc::new(Answers(AtomicBool::new(true)));
+    let answers = Arc::new(Answers::new());
     let shutdown = CancellationToken::new();
     let (instances, task) = start(Parts {
         engine: Arc::clone(engine) as Arc<dyn crate::engine::Engine>,

@@ -76,11 +76,11 @@ async fn a_new_version_that_ends_or_never_answers_is_taken_back_with_its_last_wo
     let why = rolled_back(agent.instances.update(next("one"), GATE, WAIT).await);
     assert_eq!((why.kind, why.log), (FailureKind::Exited { code: Some(3) }, vec!["last words".to_owned()]));
     engine.manner_of_image("registry.example/server:2", Manner::Stays);
-    agent.answers.0.store(false, Ordering::Relaxed);
+    agent.answers.well.store(false, Ordering::Relaxed);
     let updating = agent.instances.update(next("one"), GATE, WAIT);
     let answering = async {
         agent.until(|_| agent.events("one").iter().filter(|event| *event == "failed").count() == 2).await;
-        agent.answers.0.store(true, Ordering::Relaxed);
+        agent.answers.well.store(true, Ordering::Relaxed);
         std::future::pending::<()>().await;
     };
     let begun = tokio::time::Instant::now();

@@ -20,9 +20,10 @@ use dtma_agent::http::server::ServerState;
 use dtma_agent::http::{self, App};
 use dtma_agent::logs::LogRing;
 use dtma_agent::mcp::Proxy;
-use dtma_agent::reconcile::{self, Instances, ProbeFailure, Prober, Timing, Upstream};
+use dtma_agent::reconcile::{self, Answer, Instances, ProbeFailure, Prober, Question, Timing, Upstream};
 use dtma_agent::store::ledger::Ledger;
 use dtma_api::TokenHash;
+use dtma_api::health::{Era, Introduction};
 use http_body_util::BodyExt as _;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -42,17 +43,28 @@ struct AnyAnswer;
 
 #[async_trait]
 impl Prober for AnyAnswer {
-    async fn probe(&self, upstream: &Upstream) -> Result<(), ProbeFailure> {
+    async fn probe(&self, upstream: &Upstream, question: Question) -> Result<Answer, ProbeFailure> {
         let exchange = async {
             let mut stream = TcpStream::connect(upstream.address).await?;
             stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.map(|_| answer)
         };
-        match tokio::time::timeout(Duration::from_secs(2), exchange).await {
-            Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200") => Ok(()),
+        match tokio::time::timeout(question.patience, exchange).await {
+            Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200") => Ok(Answer::Introduced(Box::new(introduction()))),
             other => Err(ProbeFailure { reason: format!("{other:?}") }),
         }
+    }
+}
+
+fn introduction() -> Introduction {
+    Introduction {
+        era: Era::Legacy,
+        protocol_version: "2025-11-25".to_owned(),
+        name: None,
+        version: None,
+        capabilities: json!({}),
+        tools: Some(Vec::new()),
     }
 }
 
@@ -73,11 +85,22 @@ impl Agent {
 
     /// With another engine, another patience, or other disks.
     pub(crate) fn start_with(engine: DockerEngine, state: &Path, timing: Timing, disks: Disks) -> Self {
+        Self::start_asking(Arc::new(AnyAnswer), engine, state, timing, disks)
+    }
+
+    /// With another idea of what an MCP server is, too.
+    pub(crate) fn start_asking(
+        prober: Arc<dyn Prober>,
+        engine: DockerEngine,
+        state: &Path,
+        timing: Timing,
+        disks: Disks,
+    ) -> Self {
         let shutdown = CancellationToken::new();
         let (instances, task) = reconcile::start(reconcile::Parts {
             engine: Arc::new(engine),
             ledger: Ledger::open(state, Timestamp::now()).unwrap(),
-            prober: Arc::new(AnyAnswer),
+            prober,
             disks: Arc::new(disks),
             timing,
             shutdown: shutdown.clone(),

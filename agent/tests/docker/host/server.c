@@ -1,7 +1,9 @@
 /* A server small enough to be made into an image on the spot. `serve PORT` answers every HTTP request with 200 and the value of
    GREETING; `exit CODE` ends with a last word; `stubborn` ignores SIGTERM by having no handler and being PID 1's only child;
    `reach ADDRESS PORT` tells by its exit code whether a connection can be made; `ask ADDRESS PORT TEXT` writes TEXT, with \r\n for every |,
-   on one and prints what comes back; `resolve NAME` asks Docker's resolver and prints the address, or its exit code tells why not. */
+   on one and prints what comes back; `mcp PORT` is an MCP server with one tool until it gets SIGUSR1, and then accepts and never answers;
+   `brief MILLISECONDS` ends without an error after that; `resolve NAME` asks Docker's resolver and prints the address, or its exit code tells why not. */
+#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <signal.h>
 #include <stdio.h>
@@ -27,6 +29,54 @@ static int serve(int port) {
         if (peer < 0) continue;
         if (read(peer, buffer, sizeof buffer) > 0)
             dprintf(peer, "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: text/plain\r\ncontent-length: %zu\r\n\r\n%s", strlen(greeting), greeting);
+        close(peer);
+    }
+}
+
+static volatile sig_atomic_t hanging;
+
+static void hang(int signal) {
+    (void)signal;
+    hanging = 1;
+}
+
+/* One request, its body's beginning or an empty text. */
+static const char *request(int peer, char *buffer, size_t size) {
+    size_t length = 0;
+    for (;;) {
+        ssize_t got = read(peer, buffer + length, size - 1 - length);
+        if (got <= 0) return "";
+        buffer[length += got] = 0;
+        char *end = strstr(buffer, "\r\n\r\n"), *said = strcasestr(buffer, "content-length:");
+        if (!end) continue;
+        size_t body = said && said < end ? strtoul(said + 15, 0, 10) : 0;
+        if (length >= (size_t)(end + 4 - buffer) + body) return end + 4;
+    }
+}
+
+static int mcp(int port) {
+    static char buffer[65536];
+    int on = 1, listener = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr = {INADDR_ANY}};
+    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (bind(listener, (struct sockaddr *)&at, sizeof at) || listen(listener, 64)) return 1;
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGUSR1, hang);
+    for (;;) {
+        int peer = accept(listener, 0, 0);
+        if (peer < 0 || hanging) continue;
+        const char *body = request(peer, buffer, sizeof buffer), *id = strstr(body, "\"id\":");
+        const char *result = 0, *status = "202 Accepted";
+        char answer[512] = "";
+        if (strstr(body, "\"initialize\""))
+            result = "{\"protocolVersion\":\"2025-06-18\",\"capabilities\":{\"tools\":{}},\"serverInfo\":{\"name\":\"small\",\"version\":\"1\"}}";
+        if (strstr(body, "\"tools/list\"")) result = "{\"tools\":[{\"name\":\"add\",\"inputSchema\":{\"type\":\"object\"}}]}";
+        if (result && id) {
+            status = "200 OK";
+            snprintf(answer, sizeof answer, "{\"jsonrpc\":\"2.0\",\"id\":%ld,\"result\":%s}", strtol(id + 5, 0, 10), result);
+        }
+        dprintf(peer, "HTTP/1.1 %s\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: %zu\r\n\r\n%s", status,
+                strlen(answer), answer);
         close(peer);
     }
 }
@@ -86,6 +136,12 @@ static int resolve(const char *name) {
 
 int main(int count, char **words) {
     if (count == 3 && !strcmp(words[1], "serve")) return serve(atoi(words[2]));
+    if (count == 3 && !strcmp(words[1], "mcp")) return mcp(atoi(words[2]));
+    if (count == 3 && !strcmp(words[1], "brief")) {
+        usleep(atoi(words[2]) * 1000);
+        fprintf(stderr, "these are my last words\n");
+        return 0;
+    }
     if (count == 4 && !strcmp(words[1], "reach")) return reach(words[2], atoi(words[3]));
     if (count == 5 && !strcmp(words[1], "ask")) return ask(words[2], atoi(words[3]), words[4]);
     if (count == 3 && !strcmp(words[1], "resolve")) return resolve(words[2]);

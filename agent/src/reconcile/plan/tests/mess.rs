@@ -21,6 +21,8 @@ struct World {
     /// Volumes of the instance, by who made them.
     volumes: HashSet<(String, DeploymentId)>,
     made: u32,
+    /// Its server hangs, until something about its process changes.
+    hung: bool,
     gone: bool,
 }
 
@@ -54,6 +56,7 @@ struct Mess {
     /// After how many steps each of the first jobs breaks off, if it does.
     breaks: Vec<Option<usize>>,
     update_works: bool,
+    hung: bool,
 }
 
 fn failure() -> Failure {
@@ -107,8 +110,8 @@ fn any_mess() -> impl Strategy<Value = Mess> {
     );
     let breaks = prop::collection::vec(prop::option::weighted(0.5, 0..5_usize), 0..4);
     let containers = (prop::collection::vec(any_found(), 0..6), prop::option::of(any::<prop::sample::Index>()));
-    (wishes, any::<bool>(), containers, breaks, any::<bool>()).prop_map(
-        |((intent, before, restart, update), proven, (found, named), breaks, update_works)| {
+    (wishes, any::<bool>(), containers, breaks, any::<(bool, bool)>()).prop_map(
+        |((intent, before, restart, update), proven, (found, named), breaks, (update_works, hung))| {
             // As the handlers keep it: an update is of something that has run, and means to run; one that is taken back wants what was before.
             let intent = match (&update, &intent) {
                 (_, Intent::Remove(_)) | (None, _) => intent,
@@ -118,7 +121,7 @@ fn any_mess() -> impl Strategy<Value = Mess> {
             let undone = matches!(intent, Intent::Remove(Departure::Undone(_)));
             let update = update.filter(|_| !undone);
             let proven = (proven || update.is_some()) && !undone;
-            Mess { intent, before, proven, restart, update, found, named, breaks, update_works }
+            Mess { intent, before, proven, restart, update, found, named, breaks, update_works, hung }
         },
     )
 }
@@ -168,11 +171,11 @@ impl World {
         if mess.update.is_some() {
             volumes.insert(("more".to_owned(), NEXT));
         }
-        Self { entry: present, ours, strangers: strangers.to_vec(), volumes, made: 0, gone: false }
+        Self { entry: present, ours, strangers: strangers.to_vec(), volumes, made: 0, hung: mess.hung, gone: false }
     }
 
     fn plan(&self) -> Option<Job> {
-        plan(&subject(&self.entry, &self.ours), Instant::now())
+        plan(&Subject { hung: self.hung, ..subject(&self.entry, &self.ours) }, Instant::now())
     }
 
     fn is_taken(&self, name: &str) -> bool {
@@ -229,7 +232,10 @@ impl World {
                         }
                     }
                 }
-                Step::Start | Step::Restart => self.of_ours(target.as_ref()).condition = running(),
+                Step::Start | Step::Restart => {
+                    self.of_ours(target.as_ref()).condition = running();
+                    self.hung = false;
+                }
                 Step::Stop => self.of_ours(target.as_ref()).condition = exited(143),
                 Step::Retire(id) => self.of_ours(Some(id)).condition = exited(143),
                 Step::Rename if self.is_taken("one") => {
@@ -266,6 +272,9 @@ impl World {
             Goal::Updated => self.entry.turn_back(failure()),
             Goal::Reverted => self.entry.settle_back(now),
             Goal::Gone => self.gone = true,
+            Goal::Revived => {
+                assert!(self.entry.proven && self.entry.intent == Intent::Run && self.entry.update.is_none())
+            }
             Goal::Stopped | Goal::Tidy => {}
         }
     }
