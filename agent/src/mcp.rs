@@ -1,6 +1,7 @@
 //! The way to an instance's MCP endpoint, and the proof that one is there. Messages pass through unread: whatever era or extension
 //! client and server speak is theirs.
 
+pub mod bridge;
 pub mod link;
 pub mod origin;
 mod probe;
@@ -13,6 +14,9 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use bridge::fuzzed::message as fuzzed_message;
+pub use bridge::{Bridge, Bridges, Known, Refused, Sharing};
 pub use probe::HttpProber;
 #[cfg(any(test, fuzzing))]
 pub(crate) use probe::fuzzed::probe as fuzzed_probe;

@@ -31,6 +31,8 @@ use async_trait::async_trait;
 use dtma_api::InstanceName;
 use dtma_api::instance::Transport;
 
+use crate::engine::ContainerId;
+
 pub use handle::{
     Deployment, GroupDeployment, GroupRemoval, Instances, Members, NoUpstream, Rejection, Removal, Settled,
 };
@@ -44,6 +46,8 @@ pub use status::{EngineStatus, PassReport, Snapshot};
 pub struct Upstream {
     /// Whose.
     pub instance: InstanceName,
+    /// Its container.
+    pub container: ContainerId,
     /// What it speaks.
     pub transport: Transport,
     /// Its container's address and port.

@@ -23,7 +23,7 @@ use dtma_agent::http::frame::{Answered, Gate};
 use dtma_agent::http::server::ServerState;
 use dtma_agent::http::{App, Parts, router};
 use dtma_agent::logs::LogRing;
-use dtma_agent::mcp::{HttpProber, Proxy};
+use dtma_agent::mcp::{Bridges, HttpProber, Proxy};
 use dtma_agent::reconcile::{self, Timing};
 use dtma_agent::store::ledger::Ledger;
 use dtma_agent::system::Sample;
@@ -70,6 +70,7 @@ fn agent() -> Agent {
         link: link.subscribe(),
         server: ServerState::default(),
         proxy: Proxy::new(shutdown.clone()),
+        bridges: Bridges::new(Arc::clone(&engine) as _, shutdown.clone()),
         shutdown: shutdown.clone(),
         has_api_base_url: true,
         port: 30_000,

@@ -19,7 +19,7 @@ use dtma_agent::http::frame::{Answered, Gate};
 use dtma_agent::http::server::ServerState;
 use dtma_agent::http::{self, App};
 use dtma_agent::logs::LogRing;
-use dtma_agent::mcp::Proxy;
+use dtma_agent::mcp::{Bridges, Proxy};
 use dtma_agent::reconcile::{self, Instances, ProbeFailure, Prober, Timing, Upstream};
 use dtma_agent::store::ledger::Ledger;
 use dtma_api::TokenHash;
@@ -74,8 +74,10 @@ impl Agent {
     /// With another engine, another patience, or other disks.
     pub(crate) fn start_with(engine: DockerEngine, state: &Path, timing: Timing, disks: Disks) -> Self {
         let shutdown = CancellationToken::new();
+        let engine = Arc::new(engine);
+        let bridges = Bridges::new(Arc::clone(&engine) as _, shutdown.clone());
         let (instances, task) = reconcile::start(reconcile::Parts {
-            engine: Arc::new(engine),
+            engine,
             ledger: Ledger::open(state, Timestamp::now()).unwrap(),
             prober: Arc::new(AnyAnswer),
             disks: Arc::new(disks),
@@ -95,6 +97,7 @@ impl Agent {
             link: watch::channel(LinkState::Offline).1,
             server: ServerState::default(),
             proxy: Proxy::new(shutdown.clone()),
+            bridges,
             shutdown,
             has_api_base_url: false,
             port: 30_000,
