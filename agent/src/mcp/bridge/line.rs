@@ -91,6 +91,12 @@ impl Line {
         self.ended.get()
     }
 
+    /// How many calls are under way.
+    #[cfg(test)]
+    pub(super) fn under_way(&self) -> usize {
+        self.state().board.calls()
+    }
+
     /// A client comes.
     pub(super) fn open(&self, session: SessionKey, abilities: Abilities) {
         self.state().board.open(session, abilities);
