@@ -163,7 +163,10 @@ impl Answer {
             return vec![serde_json::from_str(&self.text().await).unwrap()];
         }
         let text = self.text().await;
-        text.lines().filter_map(|line| line.strip_prefix("data: ")).map(|data| serde_json::from_str(data).unwrap()).collect()
+        text.lines()
+            .filter_map(|line| line.strip_prefix("data: "))
+            .map(|data| serde_json::from_str(data).unwrap())
+            .collect()
     }
 
     async fn json(self) -> Value {
@@ -182,10 +185,10 @@ impl World {
             .header("content-type", "application/json")
             .header("accept", "application/json, text/event-stream");
         for (name, value) in headers {
-            request.headers_mut().unwrap().insert(
-                axum::http::HeaderName::from_bytes(name.as_bytes()).unwrap(),
-                value.parse().unwrap(),
-            );
+            request
+                .headers_mut()
+                .unwrap()
+                .insert(axum::http::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
         }
         let request = request.body(body.into()).unwrap();
         let answer = tokio::time::timeout(LIMIT, self.bridge.serve(request)).await.unwrap()?;
@@ -221,7 +224,10 @@ impl World {
 
     async fn listen(&self, session: &str) -> Body {
         let answer = self.send("GET", &[("mcp-session-id", session)], "").await.unwrap();
-        assert_eq!((answer.status, &answer.headers["content-type"]), (StatusCode::OK, &"text/event-stream".parse().unwrap()));
+        assert_eq!(
+            (answer.status, &answer.headers["content-type"]),
+            (StatusCode::OK, &"text/event-stream".parse().unwrap())
+        );
         answer.body
     }
 

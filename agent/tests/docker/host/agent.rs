@@ -1,5 +1,6 @@
 //! One agent process, but for its port: the real router, loop, ledger and adapter over the real Docker Engine.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ use http_body_util::BodyExt as _;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -106,6 +107,15 @@ impl Agent {
         Self { router: http::router(&app), instances, task }
     }
 
+    /// Serves it on loopback as well, for clients that need a connection; its address and the key.
+    pub(crate) async fn listen(&self) -> (SocketAddr, &'static str) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let service = self.router.clone().into_make_service_with_connect_info::<SocketAddr>();
+        tokio::spawn(async move { axum::serve(listener, service).await });
+        (address, KEY)
+    }
+
     /// As `kill -9` ends it.
     pub(crate) async fn kill(self) {
         self.task.abort();
@@ -125,7 +135,7 @@ impl Agent {
             .method(method)
             .uri(path)
             .header(header::AUTHORIZATION, format!("Bearer {KEY}"))
-            .extension(ConnectInfo(std::net::SocketAddr::from(([127, 0, 0, 1], 1))))
+            .extension(ConnectInfo(SocketAddr::from(([127, 0, 0, 1], 1))))
             .body(body.map_or_else(Body::empty, |body| Body::from(body.to_owned())))
             .unwrap();
         self.router.clone().oneshot(request).await.unwrap()

@@ -160,7 +160,10 @@ async fn a_client_that_hangs_up_cancels_its_call_and_no_other() {
             .unwrap();
         assert_eq!(bridge.serve(request).await.unwrap().status(), StatusCode::ACCEPTED);
         let cancelled = world.heard.recv().await.unwrap();
-        assert_eq!((&cancelled["params"]["requestId"], &cancelled["method"]), (&sent["id"], &json!("notifications/cancelled")));
+        assert_eq!(
+            (&cancelled["params"]["requestId"], &cancelled["method"]),
+            (&sent["id"], &json!("notifications/cancelled"))
+        );
     };
     let bridge = Arc::clone(&world.bridge);
     let message = request("y", "hang", json!({})).to_string();
@@ -170,7 +173,8 @@ async fn a_client_that_hangs_up_cancels_its_call_and_no_other() {
         .header("mcp-session-id", &session)
         .body(Body::from(message))
         .unwrap();
-    let (answer, ()) = tokio::join!(async { bridge.serve(hang).await.unwrap().into_body().collect().await.unwrap() }, cancelling);
+    let (answer, ()) =
+        tokio::join!(async { bridge.serve(hang).await.unwrap().into_body().collect().await.unwrap() }, cancelling);
     let answer: Value = serde_json::from_slice(&answer.to_bytes()).unwrap();
     assert_eq!((&answer["id"], &answer["error"]["code"]), (&json!("y"), &json!(-32603)));
 }

@@ -28,10 +28,16 @@ async fn requests_that_break_the_rules_are_turned_away_and_reach_nobody() {
     assert_eq!(post(vec![("mcp-session-id", "none")], ECHO).await, Some(Refused::DeadSession));
     assert_eq!(world.send("POST", &[], ECHO).await.err(), Some(Refused::NoSession));
     assert_eq!(world.send("GET", &[], "").await.err(), Some(Refused::NoSession));
-    assert_eq!(world.send("GET", &[key, ("accept", "application/json")], "").await.err(), Some(Refused::NotAcceptable("text/event-stream")));
+    assert_eq!(
+        world.send("GET", &[key, ("accept", "application/json")], "").await.err(),
+        Some(Refused::NotAcceptable("text/event-stream"))
+    );
     assert_eq!(world.send("PUT", &[key], ECHO).await.err(), Some(Refused::Method { allowed: "POST, GET, DELETE" }));
     for accept in ["*/*", "Application/*, text/event-stream", "application/json;q=0.5,text/*"] {
-        assert_eq!(post(vec![("accept", accept), ("content-type", "application/json; charset=utf-8")], ECHO).await, None);
+        assert_eq!(
+            post(vec![("accept", accept), ("content-type", "application/json; charset=utf-8")], ECHO).await,
+            None
+        );
     }
     assert_eq!(world.heard_so_far().len(), 3, "only what was taken was passed on");
 }

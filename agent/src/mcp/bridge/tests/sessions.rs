@@ -91,10 +91,16 @@ async fn a_handshake_that_is_refused_leaves_no_session() {
 async fn a_server_without_initialize_is_known_by_what_it_discovers() {
     let world = world_of(Manner::Modern, Sharing::Shared);
     let known = world.bridge.handshake().await.unwrap();
-    assert_eq!((known.initialized(), known.discovered().unwrap()["supportedVersions"][0].as_str()), (None, Some("2026-07-28")));
+    assert_eq!(
+        (known.initialized(), known.discovered().unwrap()["supportedVersions"][0].as_str()),
+        (None, Some("2026-07-28"))
+    );
     let refused = world.initialize(json!({})).await;
     assert!(!refused.headers.contains_key("mcp-session-id"));
-    assert_eq!(refused.json().await, json!({"jsonrpc": "2.0", "id": 0, "error": {"code": -32601, "message": "Method not found"}}));
+    assert_eq!(
+        refused.json().await,
+        json!({"jsonrpc": "2.0", "id": 0, "error": {"code": -32601, "message": "Method not found"}})
+    );
 }
 
 #[tokio::test]
