@@ -287,12 +287,14 @@ async fn a_server_on_its_standard_input_is_spoken_to_as_streamable_http() {
     let agent = agent();
     assert_eq!(agent.deploy("pipe", Some("stdio"), 80).await.status, 201);
     let base = [
-        ("authorization", "Bearer key"),
         ("content-type", "application/json"),
         ("accept", "application/json, text/event-stream"),
+        ("authorization", "Bearer key"),
     ];
     let call = async |method: &str, more: &[(&str, &str)], message: Value| {
-        agent.call_with(&format!("{method} /tools/pipe/mcp"), &[&base[..], more].concat(), message.to_string()).await
+        let usual = base.into_iter().filter(|(name, _)| more.iter().all(|(other, _)| other != name));
+        let headers: Vec<_> = usual.chain(more.iter().copied()).collect();
+        agent.call_with(&format!("{method} /tools/pipe/mcp"), &headers, message.to_string()).await
     };
     let request = |id: u8, method: &str| json!({"jsonrpc": "2.0", "id": id, "method": method, "params": {"x": 1}});
     let begun = call("POST", &[], request(0, "initialize")).await;
@@ -314,7 +316,7 @@ async fn a_server_on_its_standard_input_is_spoken_to_as_streamable_http() {
         (call("POST", &[("mcp-session-id", "none")], request(1, "echo")).await, 404, "session_not_found"),
         (call("GET", &[("mcp-protocol-version", "2026-07-28")], json!(0)).await, 405, "method_not_allowed"),
         (call("OPTIONS", &[], json!(0)).await, 405, "method_not_allowed"),
-        (call("POST", &[("accept", "text/html")], request(1, "echo")).await, 406, "not_acceptable"),
+        (call("POST", &[session[0], ("accept", "text/html")], request(1, "echo")).await, 406, "not_acceptable"),
         (call("POST", &[("content-type", "text/plain")], request(1, "echo")).await, 415, "not_json"),
         (call("POST", &[("content-length", "20000000")], request(1, "echo")).await, 413, "message_too_long"),
         (
