@@ -3,6 +3,7 @@
 //! Owns the observed side of an instance (its containers as the engine shows them) and the reasons why the engine refuses. The one real
 //! adapter is [`docker`]; nothing else may name its library.
 
+mod attach;
 pub mod docker;
 mod exec;
 mod usage;
@@ -18,6 +19,7 @@ use dtma_api::{GroupId, InstanceName};
 use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 
+pub use self::attach::Attached;
 pub use self::exec::{Exec, ExecEnd, ExecError, Executed, Kept};
 pub use self::usage::Usage;
 use crate::instance::{
@@ -99,6 +101,9 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Runs a command inside the container, beside its server, and waits for its end. Dropping the future leaves the command alone.
     async fn exec(&self, id: &ContainerId, exec: &Exec) -> Result<Executed, ExecError>;
+
+    /// Attaches to the container's process, which has to run and to have an open standard input. Whoever is attached already stays so.
+    async fn attach(&self, id: &ContainerId) -> Result<Attached, EngineError>;
 
     /// What the container has used, answered at once; `None` when it doesn't run, or the engine has no figures of it.
     async fn usage(&self, id: &ContainerId) -> Result<Option<Usage>, EngineError>;

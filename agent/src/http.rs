@@ -39,7 +39,7 @@ use self::server::ServerState;
 use self::table::{Served, Table};
 use crate::backend::LinkState;
 use crate::logs::LogRing;
-use crate::mcp::Proxy;
+use crate::mcp::{Bridges, Proxy};
 use crate::reconcile::Instances;
 use crate::system::Sample;
 
@@ -71,6 +71,8 @@ pub struct Parts {
     pub server: ServerState,
     /// The way to instances' MCP endpoints.
     pub proxy: Proxy,
+    /// The way to those that don't speak streamable HTTP.
+    pub bridges: Bridges,
     /// Ends the agent, in order.
     pub shutdown: CancellationToken,
     /// It knows where to report.

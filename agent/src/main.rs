@@ -16,7 +16,7 @@ use dtma_agent::http::callers::Callers;
 use dtma_agent::http::frame::{Answered, Gate};
 use dtma_agent::http::server::{Server, ServerState};
 use dtma_agent::http::{self, App, tls};
-use dtma_agent::mcp::{HttpProber, Proxy};
+use dtma_agent::mcp::{Bridges, McpProber, Proxy};
 use dtma_agent::reconcile::{self, Instances, Timing};
 use dtma_agent::store::StateDir;
 use dtma_agent::store::identity::Identity;
@@ -121,10 +121,11 @@ async fn run(settings: Settings, logs: logs::LogRing) -> Result<(), Box<dyn Erro
     let system = system::start(Arc::clone(&disks));
 
     let engine = Arc::new(DockerEngine::connect(settings.docker_host.as_deref())?.scoped(&settings.scope));
+    let bridges = Bridges::new(Arc::clone(&engine) as _, shutdown.clone());
     let (instances, mut reconciling) = reconcile::start(reconcile::Parts {
         engine,
         ledger: Ledger::open(state.path(), started_at)?,
-        prober: Arc::new(HttpProber::default()),
+        prober: Arc::new(McpProber::new(bridges.clone())),
         disks,
         timing: Timing { image_max_age: settings.image_max_age, ..Timing::default() },
         shutdown: shutdown.clone(),
@@ -143,6 +144,7 @@ async fn run(settings: Settings, logs: logs::LogRing) -> Result<(), Box<dyn Erro
         link: link.state(),
         server: server_state.clone(),
         proxy: Proxy::new(shutdown.clone()),
+        bridges,
         shutdown: shutdown.clone(),
         has_api_base_url: link.reports(),
         port: settings.port,

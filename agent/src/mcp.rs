@@ -1,6 +1,7 @@
 //! The way to an instance's MCP endpoint, and the proof that one is there. Messages pass through unread: whatever era or extension
 //! client and server speak is theirs.
 
+pub mod bridge;
 pub mod link;
 pub mod origin;
 mod probe;
@@ -13,9 +14,12 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
-pub use probe::HttpProber;
+#[cfg(any(test, fuzzing))]
+pub(crate) use bridge::fuzzed::message as fuzzed_message;
+pub use bridge::{Bridge, Bridges, Known, Refused, Sharing};
 #[cfg(any(test, fuzzing))]
 pub(crate) use probe::fuzzed::probe as fuzzed_probe;
+pub use probe::{HttpProber, McpProber};
 pub(crate) use proxy::drop_hop_by_hop;
 pub use proxy::{Forwarding, Obstacle, Proxy};
 

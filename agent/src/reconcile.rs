@@ -33,6 +33,8 @@ use dtma_api::InstanceName;
 use dtma_api::health::Introduction;
 use dtma_api::instance::Transport;
 
+use crate::engine::ContainerId;
+
 pub use handle::{
     Deployment, GroupDeployment, GroupRemoval, Instances, Members, Missing, NoUpstream, Rejection, Removal, Settled,
 };
@@ -47,6 +49,8 @@ pub use status::{EngineStatus, PassReport, Snapshot};
 pub struct Upstream {
     /// Whose.
     pub instance: InstanceName,
+    /// Its container.
+    pub container: ContainerId,
     /// What it speaks.
     pub transport: Transport,
     /// Its container's address and port.

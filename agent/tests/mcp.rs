@@ -14,6 +14,7 @@ use axum::http::{HeaderMap, Method, Response, StatusCode, header};
 use axum::response::IntoResponse as _;
 use axum::routing::any;
 use axum::{Json, Router};
+use dtma_agent::engine::ContainerId;
 use dtma_agent::mcp::{Forwarding, HttpProber, MAX_MESSAGE_BYTES, Obstacle, Proxy};
 use dtma_agent::reconcile::{Answer, ProbeFailure, Prober as _, Question, Upstream};
 use dtma_api::health::{Era, Introduction};
@@ -36,7 +37,14 @@ async fn serve(router: Router) -> SocketAddr {
 }
 
 fn upstream(address: SocketAddr) -> Upstream {
-    Upstream { instance: "echo".parse().unwrap(), transport: Transport::Http, address, path: "/mcp".to_owned() }
+    let container = ContainerId("c".to_owned());
+    Upstream {
+        instance: "echo".parse().unwrap(),
+        container,
+        transport: Transport::Http,
+        address,
+        path: "/mcp".to_owned(),
+    }
 }
 
 async fn forward(address: SocketAddr, suffix: &str, request: Request) -> Result<Response<Body>, Obstacle> {

@@ -23,7 +23,7 @@ use dtma_agent::http::frame::{Answered, Gate};
 use dtma_agent::http::server::ServerState;
 use dtma_agent::http::{App, Parts, router};
 use dtma_agent::logs::LogRing;
-use dtma_agent::mcp::{HttpProber, Proxy};
+use dtma_agent::mcp::{Bridges, McpProber, Proxy};
 use dtma_agent::reconcile::{self, Timing};
 use dtma_agent::store::ledger::Ledger;
 use dtma_agent::system::Sample;
@@ -52,10 +52,11 @@ fn agent() -> Agent {
     let directory = tempfile::tempdir().unwrap();
     let engine = Arc::new(LoopbackEngine::default());
     let shutdown = CancellationToken::new();
+    let bridges = Bridges::new(Arc::clone(&engine) as _, shutdown.clone());
     let (instances, _) = reconcile::start(reconcile::Parts {
         engine: Arc::clone(&engine) as _,
         ledger: Ledger::open(directory.path(), Timestamp::now()).unwrap(),
-        prober: Arc::new(HttpProber::default()),
+        prober: Arc::new(McpProber::new(bridges.clone())),
         disks: Arc::new(Disks::new(directory.path(), Reserve { bytes: 0, percent: 0 })),
         timing: Timing { observe_every: Duration::from_millis(200), ..Timing::default() },
         shutdown: shutdown.clone(),
@@ -70,6 +71,7 @@ fn agent() -> Agent {
         link: link.subscribe(),
         server: ServerState::default(),
         proxy: Proxy::new(shutdown.clone()),
+        bridges,
         shutdown: shutdown.clone(),
         has_api_base_url: true,
         port: 30_000,
@@ -282,8 +284,72 @@ async fn a_server_without_a_way_in_says_which_kind_it_is() {
     let agent = agent();
     assert_eq!(agent.deploy("plain", None, 80).await.status, 201);
     assert_eq!(agent.call("POST /tools/plain/mcp", "{}").await.failure(), (404, "not_an_mcp_server".to_owned()));
+}
+
+#[tokio::test]
+async fn a_server_on_its_standard_input_is_spoken_to_as_streamable_http() {
+    let agent = agent();
     assert_eq!(agent.deploy("pipe", Some("stdio"), 80).await.status, 201);
-    assert_eq!(agent.call("POST /tools/pipe/mcp", "{}").await.failure(), (501, "transport_not_bridged".to_owned()));
+    let base = [
+        ("content-type", "application/json"),
+        ("accept", "application/json, text/event-stream"),
+        ("authorization", "Bearer key"),
+    ];
+    let call = async |method: &str, more: &[(&str, &str)], message: Value| {
+        let usual = base.into_iter().filter(|(name, _)| more.iter().all(|(other, _)| other != name));
+        let headers: Vec<_> = usual.chain(more.iter().copied()).collect();
+        agent.call_with(&format!("{method} /tools/pipe/mcp"), &headers, message.to_string()).await
+    };
+    let request = |id: u8, method: &str| json!({"jsonrpc": "2.0", "id": id, "method": method, "params": {"x": 1}});
+    let begun = call("POST", &[], request(0, "initialize")).await;
+    assert_eq!((begun.status, &begun.json()["result"]["protocolVersion"]), (200, &json!("2025-11-25")));
+    let session = begun.headers["mcp-session-id"].to_str().unwrap().to_owned();
+    let session = [("mcp-session-id", session.as_str())];
+    let done = json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
+    assert_eq!(call("POST", &session, done).await.status, 202);
+    assert_eq!(call("POST", &session, request(7, "echo")).await.json()["result"]["params"], json!({"x": 1}));
+
+    let refusals = [
+        (call("POST", &[], request(1, "echo")).await, 400, "session_missing"),
+        (call("POST", &session, json!({})).await, 400, "invalid_message"),
+        (
+            call("POST", &[session[0], ("mcp-protocol-version", "x")], request(1, "m")).await,
+            400,
+            "version_not_supported",
+        ),
+        (call("POST", &[("mcp-session-id", "none")], request(1, "echo")).await, 404, "session_not_found"),
+        (call("GET", &[("mcp-protocol-version", "2026-07-28")], json!(0)).await, 405, "method_not_allowed"),
+        (call("OPTIONS", &[], json!(0)).await, 405, "method_not_allowed"),
+        (call("POST", &[session[0], ("accept", "text/html")], request(1, "echo")).await, 406, "not_acceptable"),
+        (call("POST", &[("content-type", "text/plain")], request(1, "echo")).await, 415, "not_json"),
+        (call("POST", &[("content-length", "20000000")], request(1, "echo")).await, 413, "message_too_long"),
+        (
+            call("POST", &[("origin", "https://evil.example")], request(0, "initialize")).await,
+            403,
+            "origin_not_allowed",
+        ),
+        (agent.call_with("POST /tools/pipe/mcp/below", &base, "{}").await, 404, "no_such_route"),
+    ];
+    for (answer, status, code) in refusals {
+        assert_eq!(answer.failure(), (status, code.to_owned()));
+    }
+
+    let crashed = call("POST", &session, request(9, "exit")).await;
+    assert_eq!((crashed.status, &crashed.json()["error"]["code"]), (200, &json!(-32603)));
+    let dead = call("POST", &session, request(10, "echo")).await;
+    assert_eq!(dead.failure(), (404, "session_not_found".to_owned()));
+    let again = call("POST", &[], request(0, "initialize")).await;
+    let again = [("mcp-session-id", again.headers["mcp-session-id"].to_str().unwrap())];
+    assert_eq!(call("POST", &again, request(1, "echo")).await.status, 200);
+    assert_eq!(call("DELETE", &again, json!(0)).await.status, 204);
+
+    assert_eq!(agent.call("POST /tools/pipe/stop", "").await.status, 200);
+    assert_eq!(call("POST", &[], request(0, "initialize")).await.failure(), (503, "instance_stopped".to_owned()));
+    for transport in ["sse", "websocket"] {
+        assert_eq!(agent.deploy(transport, Some(transport), mcp_server().await).await.status, 201);
+        let answer = agent.call(&format!("POST /tools/{transport}/mcp"), "{}").await;
+        assert_eq!(answer.failure(), (501, "transport_not_bridged".to_owned()));
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Docker, through `bollard`: the only place that names it. How requests are made is in [`make`], how answers are read in [`read`], what
 //! errors mean in [`errors`].
 
+mod attach;
 mod errors;
 mod exec;
 #[cfg(any(test, fuzzing))]
@@ -32,7 +33,7 @@ use tokio::sync::{Mutex, RwLock};
 use self::errors::{is_missing, sort};
 use self::network::Networks;
 use super::{
-    Container, ContainerId, Engine, EngineError, Exec, ExecError, Executed, HeldImage, Image, Link, LogLine,
+    Attached, Container, ContainerId, Engine, EngineError, Exec, ExecError, Executed, HeldImage, Image, Link, LogLine,
     LogOptions, Usage, Volumes,
 };
 use crate::instance::{DeploymentId, ImageReference, PortProtocol, RegistryCredentials, Spec};
@@ -373,6 +374,10 @@ impl Engine for DockerEngine {
         let variables = answer.config.and_then(|config| config.env).unwrap_or_default();
         let pairs = variables.iter().filter_map(|variable| variable.split_once('='));
         Ok(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+    }
+
+    async fn attach(&self, id: &ContainerId) -> Result<Attached, EngineError> {
+        attach::attach(&self.docker().await?, id).await
     }
 
     async fn exec(&self, id: &ContainerId, exec: &Exec) -> Result<Executed, ExecError> {

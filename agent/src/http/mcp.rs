@@ -13,7 +13,7 @@ use super::App;
 use super::error::ApiError;
 use super::table::{Content, Operation, Table, Verb};
 use super::tools::params::unresolved;
-use crate::mcp::{Forwarding, Obstacle, origin};
+use crate::mcp::{Forwarding, Obstacle, Refused, origin};
 use crate::reconcile::{Instances, NoUpstream};
 
 pub(super) fn routes<T: Table>(table: T) -> T {
@@ -22,27 +22,46 @@ pub(super) fn routes<T: Table>(table: T) -> T {
     let describe = |summary| {
         Operation::new(summary)
             .described(
-                "Streamable HTTP, whatever the server itself speaks. Request and answer are the server's own, headers included; the \
-                 agent's credential stays behind. A failure of the agent is a `Failure`, a failure of the server whatever it says.",
+                "Streamable HTTP, whatever the server itself speaks, in both eras of the protocol. To a server that speaks it too, request and \
+                 answer are passed on with their headers; the agent's credential stays behind. To a server on its standard input and output \
+                 the agent speaks the transport's part itself: `initialize` is answered with an `Mcp-Session-Id`, which ends after 30 minutes \
+                 without use or with the server's process; then it is answered with 404, and the client begins anew. Every call under way when the \
+                 process ends is answered with the JSON-RPC error -32603. A client that hangs up cancels its call. A failure of the agent is a \
+                 `Failure`, a failure of the server whatever it says; of the errors of the 2026-07-28 version -32601 comes with 404, -32020 to \
+                 -32022 with 400, and are JSON-RPC responses.",
             )
-            .takes::<serde_json::Value>("An MCP message, 4 MiB at most.")
+            .takes::<serde_json::Value>("An MCP message, 16 MiB at most.")
             .optionally()
             .answer(200, "The server's answer, with the server's status.", Content::Any)
+            .answer(202, "A notification, or an answer to the server, was passed on.", Content::Any)
+            .answer(204, "The session is over.", Content::Any)
             .fails(&[
                 (400, "bad_path", "the path can't be passed on to the server"),
+                (400, "id_in_use", "a request with this id is under way in the session"),
+                (400, "invalid_message", "the body is not one JSON-RPC message"),
                 (400, "invalid_request", "the path is not UTF-8"),
+                (400, "session_missing", "everything but `initialize` needs an `Mcp-Session-Id`"),
+                (400, "version_not_supported", "`MCP-Protocol-Version` names none the agent knows"),
                 (403, "origin_not_allowed", "a web page of another origin asks"),
                 (404, "instance_not_found", "nothing is called that"),
+                (404, "no_such_route", "the server does not speak HTTP itself, and nothing is below its endpoint"),
                 (404, "not_an_mcp_server", "it was deployed without `mcpTransportType`"),
+                (404, "session_not_found", "the session is over; begin anew with `initialize`"),
+                (405, "method_not_allowed", "this version of the protocol has no such request"),
+                (406, "not_acceptable", "`Accept` must name what may come"),
                 (409, "ambiguous_reference", "several containers' ids begin with it"),
                 (413, "message_too_long", "the message is longer than the agent passes on"),
+                (415, "not_json", "a message is `application/json`"),
+                (429, "too_many_calls", "1,024 calls are under way to the server"),
                 (501, "transport_not_bridged", "this version of the agent doesn't speak the server's transport"),
                 (502, "instance_unreachable", "it runs, and doesn't accept connections or hung up"),
                 (503, "docker_unavailable", "which instances there are isn't known before the Docker Engine answers"),
+                (503, "busy", "the agent is taking in as many messages for the server as it may"),
                 (503, "instance_failed", "it does not run; the sentence says why"),
                 (503, "instance_removing", "it is being removed"),
                 (503, "instance_starting", "try again after `Retry-After`"),
                 (503, "instance_stopped", "`POST /tools/{ref}/start` starts it"),
+                (503, "too_many_sessions", "256 clients have a session with the server"),
                 (504, "instance_silent", "it took too long to begin its answer"),
             ])
     };
@@ -76,18 +95,28 @@ async fn endpoint(
     }
     let name = parts.instances.find(&reference).await.map_err(unresolved)?;
     let upstream = parts.instances.upstream(&name).map_err(|missing| no_upstream(&parts.instances, missing))?;
+    let path = request.uri().path().to_owned();
+    let (prefix, suffix) = split(&path);
+    if let Some(bridge) = parts.bridges.to(&upstream) {
+        if !matches!(suffix, "" | "/") {
+            let error = format!("{name} does not speak HTTP itself, so there is nothing below its endpoint");
+            return Err(ApiError::new(StatusCode::NOT_FOUND, "no_such_route", error));
+        }
+        return bridge.serve(request).await.map_err(|refused| {
+            tracing::info!(instance = %name, %refused, "an MCP exchange did not come about");
+            not_bridged(&parts.instances, &name, &refused)
+        });
+    }
     match upstream.transport {
         Transport::Http => {}
         Transport::Stdio | Transport::Sse | Transport::Websocket => {
             return Err(ApiError::new(
                 StatusCode::NOT_IMPLEMENTED,
                 "transport_not_bridged",
-                "this version of the agent only passes streamable HTTP through; deploy the server with mcpTransportType http",
+                "this version of the agent does not speak the server's transport; deploy it with mcpTransportType http or stdio",
             ));
         }
     }
-    let path = request.uri().path().to_owned();
-    let (prefix, suffix) = split(&path);
     let forwarding = Forwarding { upstream: &upstream, prefix, suffix };
     parts.proxy.forward(forwarding, request).await.map_err(|obstacle| {
         tracing::info!(instance = %name, error = %obstacle, cause = ?std::error::Error::source(&obstacle), "an MCP exchange did not go through");
@@ -107,6 +136,45 @@ fn no_upstream(instances: &Instances, missing: NoUpstream) -> ApiError {
         NoUpstream::NotFound(_) => ApiError::new(StatusCode::NOT_FOUND, "instance_not_found", missing.to_string()),
         NoUpstream::NotMcp(_) => ApiError::new(StatusCode::NOT_FOUND, "not_an_mcp_server", missing.to_string()),
         NoUpstream::NotRunning(name) => away(instances, name),
+    }
+}
+
+/// What a bridge doesn't take, and what it says of it.
+fn not_bridged(instances: &Instances, name: &InstanceName, refused: &Refused) -> ApiError {
+    let (status, code) = match refused {
+        Refused::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+        Refused::NotAcceptable(_) => (StatusCode::NOT_ACCEPTABLE, "not_acceptable"),
+        Refused::NotJson => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json"),
+        Refused::TooLong => (StatusCode::PAYLOAD_TOO_LARGE, "message_too_long"),
+        Refused::BrokeOff | Refused::NoMessage(_) => (StatusCode::BAD_REQUEST, "invalid_message"),
+        Refused::Version(_) => (StatusCode::BAD_REQUEST, "version_not_supported"),
+        Refused::NoSession => (StatusCode::BAD_REQUEST, "session_missing"),
+        Refused::IdInUse => (StatusCode::BAD_REQUEST, "id_in_use"),
+        Refused::DeadSession => (StatusCode::NOT_FOUND, "session_not_found"),
+        Refused::TooManySessions => (StatusCode::SERVICE_UNAVAILABLE, "too_many_sessions"),
+        Refused::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+        Refused::TooManyCalls => (StatusCode::TOO_MANY_REQUESTS, "too_many_calls"),
+        Refused::Silent => (StatusCode::GATEWAY_TIMEOUT, "instance_silent"),
+        Refused::Unreachable(_) => {
+            let runs = instances.get(name).is_some_and(|view| view.state == InstanceState::Running);
+            if !runs {
+                return away(instances, name);
+            }
+            (StatusCode::BAD_GATEWAY, "instance_unreachable")
+        }
+    };
+    let error = match refused {
+        Refused::Unreachable(end) => format!("the instance {name} runs, but there is no speaking with it: {end}"),
+        refused => refused.to_string(),
+    };
+    let answer = ApiError::new(status, code, error);
+    match refused {
+        Refused::Method { allowed } => answer.with_header(header::ALLOW, HeaderValue::from_static(allowed)),
+        Refused::TooManySessions => answer.with_header(header::RETRY_AFTER, HeaderValue::from_static("60")),
+        Refused::Busy | Refused::TooManyCalls | Refused::Unreachable(_) => {
+            answer.with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
+        }
+        _ => answer,
     }
 }
 

@@ -270,7 +270,8 @@ fn mcp(body: &Map<String, Value>, findings: &mut Findings) -> Option<McpServer> 
         }
         return None;
     };
-    if transport != Transport::Http {
+    session_mode(body, transport, findings);
+    if matches!(transport, Transport::Sse | Transport::Websocket) {
         let problem = "is accepted and run, and its /mcp endpoint is not bridged by this version of the agent";
         findings.warn(&root.key("mcpTransportType"), problem);
     }
@@ -435,6 +436,24 @@ fn add_variable(environment: &mut Environment, name: &str, value: &str, at: &At,
     }
 }
 
+/// Whether the clients of a server on its standard input share one process. This version knows only that they do.
+fn session_mode(body: &Map<String, Value>, transport: Transport, findings: &mut Findings) {
+    let at = At::root().key("sessionMode");
+    match body.get("sessionMode") {
+        None | Some(Value::Null) => {}
+        Some(_) if transport != Transport::Stdio => {
+            findings.warn(&at, "is only for mcpTransportType stdio, and ignored")
+        }
+        Some(Value::String(mode)) if mode == "shared" => {}
+        Some(Value::String(mode)) if mode == "per-session" => {
+            let problem = "per-session is not supported by this version of the agent: all clients of a stdio server share one process, \
+                           their messages kept apart; leave it out, or say shared";
+            findings.fault(&at, problem);
+        }
+        Some(_) => findings.fault(&at, "must be shared"),
+    }
+}
+
 /// What the contract has and this version hasn't.
 fn not_built(body: &Map<String, Value>, findings: &mut Findings) {
     let root = At::root();
@@ -443,7 +462,7 @@ fn not_built(body: &Map<String, Value>, findings: &mut Findings) {
             findings.fault(&root.key(key), "is not supported by this version of the agent");
         }
     }
-    const KNOWN: [&str; 18] = [
+    const KNOWN: [&str; 19] = [
         "dockerImageUrl",
         "instanceNameOnToolbox",
         "accountToolInstanceId",
@@ -451,6 +470,7 @@ fn not_built(body: &Map<String, Value>, findings: &mut Findings) {
         "mcpTransportType",
         "mcpEndpointPath",
         "mcpPort",
+        "sessionMode",
         "environmentVariables",
         "requiredOAuthProviders",
         "secrets",

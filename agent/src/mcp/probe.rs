@@ -1,5 +1,6 @@
 //! Finds out whether an instance answers as an MCP server: one handshake, in whichever era it speaks, cleaned up after.
 
+mod bridged;
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzzed;
 mod introduction;
@@ -36,7 +37,9 @@ const LEGACY: &str = "2025-11-25";
 const MODERN: &str = "2026-07-28";
 const SESSION: &str = "mcp-session-id";
 
-/// Probes servers: a handshake over streamable HTTP, a connection for what can't be asked yet.
+pub use bridged::McpProber;
+
+/// Probes servers that speak HTTP: a handshake over streamable HTTP, a connection for what can't be asked yet.
 #[derive(Debug, Clone)]
 pub struct HttpProber {
     client: HttpClient,
@@ -59,7 +62,7 @@ impl Prober for HttpProber {
                     .map_err(|obstacle| ProbeFailure { reason: obstacle.reason() })
             }
             Transport::Sse | Transport::Websocket => listens(upstream).await.map(|()| Answer::Listens),
-            // Whoever writes to its input is one more client of a server that may have only one.
+            // Not over HTTP.
             Transport::Stdio => Ok(Answer::CannotSay),
         }
     }

@@ -203,10 +203,12 @@ mod tests {
     use dtma_api::instance::Transport;
 
     use super::*;
+    use crate::engine::ContainerId;
 
     fn upstream(path: &str) -> Upstream {
         Upstream {
             instance: "echo".parse().unwrap(),
+            container: ContainerId("c".to_owned()),
             transport: Transport::Http,
             address: "172.18.0.2:8080".parse().unwrap(),
             path: path.to_owned(),

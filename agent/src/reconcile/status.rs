@@ -192,6 +192,7 @@ pub(super) fn upstream(spec: &Spec, container: &Container) -> Option<Upstream> {
     let Condition::Running { .. } = container.condition else { return None };
     Some(Upstream {
         instance: spec.name.clone(),
+        container: container.id.clone(),
         transport: mcp.transport,
         address: SocketAddr::new(container.address?, mcp.port),
         path: mcp.path.clone(),

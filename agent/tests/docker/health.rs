@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::{Method, StatusCode};
 use dtma_agent::disks::{Disks, Reserve};
-use dtma_agent::mcp::HttpProber;
+use dtma_agent::mcp::McpProber;
 use dtma_agent::reconcile::Timing;
 use serde_json::{Value, json};
 
@@ -19,7 +19,7 @@ fn start(host: &Host, state: &Path) -> Agent {
     let timing =
         Timing { settle: Duration::from_millis(300), hung_first: Duration::from_millis(500), ..Timing::default() };
     let disks = Disks::new(state, Reserve { bytes: 0, percent: 0 });
-    Agent::start_asking(Arc::new(HttpProber::default()), host.engine(), state, timing, disks)
+    Agent::start_asking(|bridges| Arc::new(McpProber::new(bridges.clone())), host.engine(), state, timing, disks)
 }
 
 /// The instance, once it is as it has to be some time.

@@ -3,6 +3,7 @@
 // What tests are made of may fail as loudly as the tests themselves.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
+mod bridge;
 mod engine;
 mod groups;
 mod health;

@@ -9,14 +9,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use dtma_agent::engine::{
-    Condition, Container, ContainerId, Engine, EngineError, Exec, ExecEnd, ExecError, Executed, Exit, HeldImage, Image,
-    Kept, Link, LogLine, LogOptions, Settings, Usage, Volumes,
+    Attached, Condition, Container, ContainerId, Engine, EngineError, Exec, ExecEnd, ExecError, Executed, Exit,
+    HeldImage, Image, Kept, Link, LogLine, LogOptions, Settings, Usage, Volumes,
 };
 use dtma_agent::instance::{DeploymentId, ImageReference, PortProtocol, RegistryCredentials, Spec};
 use dtma_api::instance::Progress;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
 #[derive(Default)]
 pub(crate) struct LoopbackEngine {
@@ -163,6 +165,16 @@ impl Engine for LoopbackEngine {
         self.answer(|_| Vec::new())
     }
 
+    async fn attach(&self, id: &ContainerId) -> Result<Attached, EngineError> {
+        self.answer(|containers| assert!(matches!(containers[&id.0].condition, Condition::Running { .. })))?;
+        let (input, process_input) = tokio::io::duplex(4096);
+        let (process_output, output) = tokio::io::duplex(4096);
+        tokio::spawn(stdio_server(process_input, process_output));
+        let output = tokio_util::io::ReaderStream::new(output)
+            .map(|piece| piece.map_err(|error| EngineError::Unavailable { operation: "read", source: error.into() }));
+        Ok(Attached { input: Box::pin(input), output: output.boxed() })
+    }
+
     async fn exec(&self, id: &ContainerId, exec: &Exec) -> Result<Executed, ExecError> {
         let running = self.answer(|containers| {
             containers.get(&id.0).is_some_and(|found| matches!(found.condition, Condition::Running { .. }))
@@ -206,5 +218,23 @@ impl Engine for LoopbackEngine {
 
     fn logs(&self, _: &ContainerId, _: LogOptions) -> BoxStream<'static, Result<LogLine, EngineError>> {
         stream::empty().boxed()
+    }
+}
+
+/// Shakes hands, echoes every other request, and ends when it is told to.
+async fn stdio_server(input: tokio::io::DuplexStream, mut output: tokio::io::DuplexStream) {
+    let mut lines = BufReader::new(input).lines();
+    output.write_all(b"listening on stdio\n").await.unwrap();
+    while let Some(line) = lines.next_line().await.unwrap() {
+        let message: Value = serde_json::from_str(&line).unwrap();
+        let result = match message["method"].as_str() {
+            Some("initialize") => json!({"protocolVersion": "2025-11-25", "capabilities": {}}),
+            Some("exit") => return,
+            _ => message.clone(),
+        };
+        if message.get("id").is_some() {
+            let answer = json!({"jsonrpc": "2.0", "id": message["id"], "result": result});
+            output.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+        }
     }
 }

@@ -321,11 +321,23 @@ fn an_mcp_server_gets_the_usual_port_and_path() {
     let (spec, warnings) = read(json!({ "mcpTransportType": "http" })).unwrap();
     assert_eq!(spec.mcp, Some(McpServer { transport: Transport::Http, port: 8080, path: "/mcp".into() }));
     assert_eq!(warnings, []);
-    let (_, warnings) = read(json!({ "mcpTransportType": "stdio" })).unwrap();
-    assert_eq!(warnings.len(), 1);
+    for (transport, warned) in [("stdio", 0), ("sse", 1), ("websocket", 1)] {
+        assert_eq!(read(json!({ "mcpTransportType": transport })).unwrap().1.len(), warned, "{transport}");
+    }
     for path in ["mcp", "/a b", "/a?b", "/a#b", "/ä"] {
         assert!(read(json!({ "mcpTransportType": "http", "mcpEndpointPath": path })).is_err(), "{path}");
     }
+}
+
+#[test]
+fn clients_of_a_server_on_its_standard_input_share_it_and_nothing_else_is_promised() {
+    let mode = |transport: &str, mode: Value| read(json!({ "mcpTransportType": transport, "sessionMode": mode }));
+    assert_eq!(mode("stdio", json!("shared")).unwrap().1, []);
+    assert_eq!(mode("stdio", json!(null)).unwrap().1, []);
+    for refused in [json!("per-session"), json!("Shared"), json!(1)] {
+        assert!(mode("stdio", refused.clone()).is_err(), "{refused}");
+    }
+    assert_eq!(mode("http", json!("per-session")).unwrap().1.len(), 1);
 }
 
 #[test]

@@ -269,7 +269,9 @@ impl Supervisor {
         // One that can't be asked can't be asked several times either.
         let enough = watched.successes >= watched.check.success_threshold || answer == &Answer::CannotSay;
         match &watched.phase {
-            Phase::Well { since, .. } => {
+            Phase::Well { since, proven: before } => {
+                // Busy with a call, it can't be asked for a while, and what it said before holds.
+                let proven = proven || (*before && answer == &Answer::CannotSay);
                 watched.phase = Phase::Well { since: *since, proven };
                 None
             }

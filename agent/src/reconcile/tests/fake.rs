@@ -19,8 +19,8 @@ use tokio_stream::wrappers::BroadcastStream;
 
 use crate::disks::{Disks, Reserve};
 use crate::engine::{
-    Condition, Container, ContainerId, Engine, EngineError, Exec, ExecEnd, ExecError, Executed, Exit, HeldImage, Image,
-    Kept, Link, LogLine, LogOptions, LogStream, Settings, Usage, Volumes, exact_ports,
+    Attached, Condition, Container, ContainerId, Engine, EngineError, Exec, ExecEnd, ExecError, Executed, Exit,
+    HeldImage, Image, Kept, Link, LogLine, LogOptions, LogStream, Settings, Usage, Volumes, exact_ports,
 };
 use crate::instance::{DeploymentId, Environment, ImageReference, Limits, PortProtocol, RegistryCredentials, Spec};
 
@@ -567,6 +567,15 @@ impl Engine for FakeEngine {
             Ok(found.environment.clone().into_iter().collect())
         };
         self.call("environment", id.as_str(), found).await
+    }
+
+    async fn attach(&self, id: &ContainerId) -> Result<Attached, EngineError> {
+        let runs = move |world: &mut World| Ok(is_running(world, id));
+        if !self.call("attach", id.as_str(), runs).await? {
+            return Err(EngineError::ContainerGone { operation: "attach to the container" });
+        }
+        let (input, output) = (Box::pin(tokio::io::sink()), stream::pending().boxed());
+        Ok(Attached { input, output })
     }
 
     async fn exec(&self, id: &ContainerId, exec: &Exec) -> Result<Executed, ExecError> {

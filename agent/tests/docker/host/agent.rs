@@ -1,5 +1,6 @@
 //! One agent process, but for its port: the real router, loop, ledger and adapter over the real Docker Engine.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use dtma_agent::http::frame::{Answered, Gate};
 use dtma_agent::http::server::ServerState;
 use dtma_agent::http::{self, App};
 use dtma_agent::logs::LogRing;
-use dtma_agent::mcp::Proxy;
+use dtma_agent::mcp::{Bridges, Proxy};
 use dtma_agent::reconcile::{self, Answer, Instances, ProbeFailure, Prober, Question, Timing, Upstream};
 use dtma_agent::store::ledger::Ledger;
 use dtma_api::TokenHash;
@@ -28,7 +29,7 @@ use http_body_util::BodyExt as _;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -85,22 +86,24 @@ impl Agent {
 
     /// With another engine, another patience, or other disks.
     pub(crate) fn start_with(engine: DockerEngine, state: &Path, timing: Timing, disks: Disks) -> Self {
-        Self::start_asking(Arc::new(AnyAnswer), engine, state, timing, disks)
+        Self::start_asking(|_| Arc::new(AnyAnswer), engine, state, timing, disks)
     }
 
     /// With another idea of what an MCP server is, too.
     pub(crate) fn start_asking(
-        prober: Arc<dyn Prober>,
+        prober: impl FnOnce(&Bridges) -> Arc<dyn Prober>,
         engine: DockerEngine,
         state: &Path,
         timing: Timing,
         disks: Disks,
     ) -> Self {
         let shutdown = CancellationToken::new();
+        let engine = Arc::new(engine);
+        let bridges = Bridges::new(Arc::clone(&engine) as _, shutdown.clone());
         let (instances, task) = reconcile::start(reconcile::Parts {
-            engine: Arc::new(engine),
+            engine,
             ledger: Ledger::open(state, Timestamp::now()).unwrap(),
-            prober,
+            prober: prober(&bridges),
             disks: Arc::new(disks),
             timing,
             shutdown: shutdown.clone(),
@@ -118,12 +121,22 @@ impl Agent {
             link: watch::channel(LinkState::Offline).1,
             server: ServerState::default(),
             proxy: Proxy::new(shutdown.clone()),
+            bridges,
             shutdown,
             has_api_base_url: false,
             port: 30_000,
             started_at: Timestamp::now(),
         });
         Self { router: http::router(&app), instances, task }
+    }
+
+    /// Serves it on loopback as well, for clients that need a connection; its address and the key.
+    pub(crate) async fn listen(&self) -> (SocketAddr, &'static str) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let service = self.router.clone().into_make_service_with_connect_info::<SocketAddr>();
+        tokio::spawn(async move { axum::serve(listener, service).await });
+        (address, KEY)
     }
 
     /// As `kill -9` ends it.
@@ -145,7 +158,7 @@ impl Agent {
             .method(method)
             .uri(path)
             .header(header::AUTHORIZATION, format!("Bearer {KEY}"))
-            .extension(ConnectInfo(std::net::SocketAddr::from(([127, 0, 0, 1], 1))))
+            .extension(ConnectInfo(SocketAddr::from(([127, 0, 0, 1], 1))))
             .body(body.map_or_else(Body::empty, |body| Body::from(body.to_owned())))
             .unwrap();
         self.router.clone().oneshot(request).await.unwrap()

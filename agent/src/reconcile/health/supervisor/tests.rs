@@ -22,6 +22,7 @@ impl Clock {
 fn process(container: &str, since: Timestamp) -> Process {
     let at = Upstream {
         instance: "one".parse().unwrap(),
+        container: ContainerId(container.to_owned()),
         transport: Transport::Http,
         address: ([172, 30, 0, 2], 8080).into(),
         path: "/mcp".to_owned(),

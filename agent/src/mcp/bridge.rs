@@ -1,0 +1,344 @@
+//! Streamable HTTP for servers that speak something else: a container's standard streams, legacy HTTP+SSE, a websocket.
+//!
+//! A *shared* server has one link for all its clients: the agent itself shakes hands with it and tells every client what it was told, ids are
+//! kept apart by the [`switchboard`], and no client's coming or going matters to another. Otherwise each session has a link of its own, and
+//! with it the server sees the client's own handshake.
+//!
+//! When the server goes, every call under way fails at once and all sessions are gone with it: their next request is answered with 404, upon
+//! which clients begin anew. The link is made again by the next call that needs it.
+
+mod downstream;
+mod envelope;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
+mod handshake;
+mod line;
+mod outlet;
+mod switchboard;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use dtma_api::instance::Transport;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, MissedTickBehavior, timeout};
+use tokio_util::sync::CancellationToken;
+
+use self::line::Line;
+use self::switchboard::{Abilities, SessionKey};
+use super::link::stdio::StdioDialer;
+use super::link::{Dial, LinkEnd};
+use crate::engine::{ContainerId, Engine};
+use crate::reconcile::Upstream;
+
+pub use self::downstream::Refused;
+pub(super) use self::envelope::single_line;
+pub use self::handshake::Known;
+
+/// Sessions of one instance.
+const MAX_SESSIONS: usize = 256;
+/// A session nobody uses for so long is gone.
+const IDLE: Duration = Duration::from_secs(30 * 60);
+/// When there are too many, one that nobody has used for so long makes room: many clients leave without saying so.
+const SPARE: Duration = Duration::from_secs(60);
+/// How often idle sessions are looked for.
+const SWEEP: Duration = Duration::from_secs(60);
+/// Opening a link; nothing of the server's own doing is part of it.
+const DIAL: Duration = Duration::from_secs(10);
+/// For the handshake with a server that may have to start first.
+const HANDSHAKE: Duration = Duration::from_secs(60);
+/// Memory for requests on their way in, in [`IN_UNIT`]s.
+const IN_UNITS: usize = 1024;
+const IN_UNIT: usize = 64 * 1024;
+
+/// Whether clients share a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// One link for all.
+    Shared,
+    /// One for each session.
+    Own,
+}
+
+/// The bridges of all instances. Cheap to clone.
+#[derive(Clone)]
+pub struct Bridges {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    engine: Arc<dyn Engine>,
+    bridges: Mutex<HashMap<ContainerId, Arc<Bridge>>>,
+    shutdown: CancellationToken,
+}
+
+impl Bridges {
+    /// No bridges yet. Listening streams end when `shutdown` says so; calls under way don't.
+    pub fn new(engine: Arc<dyn Engine>, shutdown: CancellationToken) -> Self {
+        let inner = Arc::new(Inner { engine, bridges: Mutex::default(), shutdown: shutdown.clone() });
+        tokio::spawn(sweep(Arc::downgrade(&inner), shutdown));
+        Self { inner }
+    }
+
+    /// The bridge to a server; none where none is needed, or its transport can't be bridged.
+    pub fn to(&self, upstream: &Upstream) -> Option<Arc<Bridge>> {
+        let (sharing, dial): (Sharing, Arc<dyn Dial>) = match upstream.transport {
+            Transport::Stdio => {
+                let engine = Arc::clone(&self.inner.engine);
+                (Sharing::Shared, Arc::new(StdioDialer::new(engine, upstream.container.clone())))
+            }
+            Transport::Http | Transport::Sse | Transport::Websocket => return None,
+        };
+        let mut bridges = lock(&self.inner.bridges);
+        let bridge = bridges
+            .entry(upstream.container.clone())
+            .or_insert_with(|| Bridge::new(upstream.instance.as_str(), sharing, dial, self.inner.shutdown.clone()));
+        Some(Arc::clone(bridge))
+    }
+}
+
+/// Ends what nobody uses.
+async fn sweep(inner: Weak<Inner>, shutdown: CancellationToken) {
+    let mut ticks = tokio::time::interval(SWEEP);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let Some(inner) = inner.upgrade() else { return };
+        lock(&inner.bridges).retain(|_, bridge| {
+            bridge.expire(Instant::now());
+            bridge.is_of_use()
+        });
+    }
+}
+
+type Opening = Shared<BoxFuture<'static, Result<(Arc<Line>, Option<Arc<Known>>), LinkEnd>>>;
+
+/// The way to one server.
+pub struct Bridge {
+    instance: String,
+    sharing: Sharing,
+    dial: Arc<dyn Dial>,
+    /// The link of those who have none of their own, made when it is first needed.
+    common: Mutex<Option<Opening>>,
+    sessions: Mutex<HashMap<String, Arc<Session>>>,
+    next_session: AtomicU64,
+    /// Memory for requests on their way in.
+    inbound: Arc<Semaphore>,
+    shutdown: CancellationToken,
+}
+
+impl Bridge {
+    /// A bridge to the server `dial` leads to.
+    pub fn new(instance: &str, sharing: Sharing, dial: Arc<dyn Dial>, shutdown: CancellationToken) -> Arc<Self> {
+        Arc::new(Self {
+            instance: instance.to_owned(),
+            sharing,
+            dial,
+            common: Mutex::default(),
+            sessions: Mutex::default(),
+            next_session: AtomicU64::new(1),
+            inbound: Arc::new(Semaphore::new(IN_UNITS)),
+            shutdown,
+        })
+    }
+
+    /// What the server says of itself, and the proof that it answers now. Its clients notice nothing of it, and dropping it disturbs nothing.
+    ///
+    /// # Errors
+    /// When the server isn't there or doesn't answer as an MCP server. How long to wait is for the caller to say.
+    pub async fn handshake(&self) -> Result<Known, LinkEnd> {
+        match self.sharing {
+            Sharing::Shared => {
+                let (line, known) = self.common().await?;
+                let known = known.ok_or_else(|| LinkEnd::because("nobody has shaken hands"))?;
+                handshake::prove(&line, &known).await?;
+                Ok(Known::clone(&known))
+            }
+            Sharing::Own => {
+                let line = self.open().await?;
+                handshake::shake_hands(&line).await
+            }
+        }
+    }
+
+    /// A page of the tools of a server that clients share, as `tools/list` answers it.
+    ///
+    /// # Errors
+    /// As [`Self::handshake`], and when the server refuses.
+    pub(super) async fn tools(&self, cursor: Option<serde_json::Value>) -> Result<serde_json::Value, LinkEnd> {
+        let (line, known) = self.common().await?;
+        let known = known.ok_or_else(|| LinkEnd::because("nobody has shaken hands"))?;
+        handshake::tools(&line, &known, cursor).await
+    }
+
+    /// Whether clients wait for answers on the link they share. A server that does one thing at a time answers nothing else meanwhile.
+    pub(super) fn is_busy(&self) -> bool {
+        let common = lock(&self.common);
+        let line = common.as_ref().and_then(|opening| opening.peek()?.as_ref().ok());
+        line.is_some_and(|(line, _)| line.under_way() > 0)
+    }
+
+    /// The link of those who have none of their own, and what the server said on it.
+    async fn common(&self) -> Result<(Arc<Line>, Option<Arc<Known>>), LinkEnd> {
+        let opening = {
+            let mut common = lock(&self.common);
+            match &*common {
+                Some(opening) if is_of_use(opening) => opening.clone(),
+                Some(_) | None => common.insert(self.start_opening()).clone(),
+            }
+        };
+        opening.await
+    }
+
+    /// In a task of its own: whoever waits for it may go away.
+    fn start_opening(&self) -> Opening {
+        let (dial, instance, sharing) = (Arc::clone(&self.dial), self.instance.clone(), self.sharing);
+        let opening = tokio::spawn(async move {
+            let line = dial_line(dial.as_ref(), &instance, false).await?;
+            if sharing == Sharing::Own {
+                return Ok((line, None));
+            }
+            let known = timeout(HANDSHAKE, handshake::shake_hands(&line)).await;
+            let known = known.unwrap_or_else(|_| {
+                let seconds = HANDSHAKE.as_secs();
+                Err(LinkEnd::because(format!("the server did not answer the handshake within {seconds} seconds")))
+            })?;
+            tracing::info!(instance, "connected to an MCP server");
+            Ok((line, Some(Arc::new(known))))
+        });
+        opening.map(|ended| ended.unwrap_or_else(|_| Err(LinkEnd::because("the agent failed")))).boxed().shared()
+    }
+
+    /// A link of its own.
+    async fn open(&self) -> Result<Arc<Line>, LinkEnd> {
+        dial_line(self.dial.as_ref(), &self.instance, true).await
+    }
+
+    /// The session called `id`, as long as its link is there.
+    fn session(&self, id: &str) -> Option<InUse> {
+        let mut sessions = lock(&self.sessions);
+        let session = sessions.get(id)?;
+        if session.line.ended().is_some() {
+            sessions.remove(id);
+            return None;
+        }
+        Some(InUse(Arc::clone(session)))
+    }
+
+    /// A new session, unless there are too many.
+    fn admit(&self, line: Arc<Line>, abilities: Abilities) -> Option<InUse> {
+        let key = SessionKey(self.next_session.fetch_add(1, Ordering::Relaxed));
+        let session = Arc::new(Session {
+            id: uuid::Uuid::new_v4().simple().to_string(),
+            key,
+            line,
+            used: Mutex::new(Instant::now()),
+        });
+        // After the lock: it cancels what a session has under way.
+        let _spared = {
+            let mut sessions = lock(&self.sessions);
+            let spared = if sessions.len() >= MAX_SESSIONS {
+                let idle = sessions.values().filter(|session| session.idle(Instant::now()) >= SPARE);
+                let oldest = idle.min_by_key(|session| *lock(&session.used)).map(|session| session.id.clone())?;
+                sessions.remove(&oldest)
+            } else {
+                None
+            };
+            session.line.open(key, abilities);
+            sessions.insert(session.id.clone(), Arc::clone(&session));
+            spared
+        };
+        Some(InUse(session))
+    }
+
+    /// Ends a session; whether there was one.
+    fn end(&self, id: &str) -> bool {
+        let ended = lock(&self.sessions).remove(id);
+        ended.inspect(|session| session.line.close(session.key)).is_some()
+    }
+
+    /// Ends sessions that nobody uses, and those whose link is gone.
+    fn expire(&self, now: Instant) {
+        let expired: Vec<Arc<Session>> = lock(&self.sessions)
+            .extract_if(|_, session| session.line.ended().is_some() || session.idle(now) >= IDLE)
+            .map(|(_, session)| session)
+            .collect();
+        drop(expired);
+    }
+
+    fn is_of_use(&self) -> bool {
+        !lock(&self.sessions).is_empty() || lock(&self.common).as_ref().is_some_and(is_of_use)
+    }
+}
+
+/// It is being made, or is there.
+fn is_of_use(opening: &Opening) -> bool {
+    match opening.peek() {
+        None => true,
+        Some(Ok((line, _))) => line.ended().is_none(),
+        Some(Err(_)) => false,
+    }
+}
+
+async fn dial_line(dial: &dyn Dial, instance: &str, exclusive: bool) -> Result<Arc<Line>, LinkEnd> {
+    let link = timeout(DIAL, dial.dial()).await.unwrap_or_else(|_| {
+        let seconds = DIAL.as_secs();
+        Err(LinkEnd::because(format!("no connection to the server came about within {seconds} seconds")))
+    })?;
+    Ok(Line::new(link, instance, exclusive))
+}
+
+/// A client's session.
+#[derive(Debug)]
+struct Session {
+    id: String,
+    key: SessionKey,
+    line: Arc<Line>,
+    used: Mutex<Instant>,
+}
+
+impl Session {
+    /// For how long nobody has used it.
+    fn idle(self: &Arc<Self>, now: Instant) -> Duration {
+        // One is the table's own; whoever uses it has another.
+        if Arc::strong_count(self) > 1 { Duration::ZERO } else { now.saturating_duration_since(*lock(&self.used)) }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.line.close(self.key);
+    }
+}
+
+/// Somebody uses a session, which is why it isn't idle.
+#[derive(Debug)]
+struct InUse(Arc<Session>);
+
+impl std::ops::Deref for InUse {
+    type Target = Session;
+    fn deref(&self) -> &Session {
+        &self.0
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        *lock(&self.0.used) = Instant::now();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that holds one can panic half-way.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,427 @@
+//! One open link and everybody who speaks over it: the switchboard says who gets what, this hands it over.
+//!
+//! Nothing waits for everybody: a client that doesn't read is cut off after a moment, and what the server asks is never answered from the
+//! task that reads from it, so that a server that stops reading while it writes can't stop us from reading.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+use bytes::Bytes;
+use serde_json::value::RawValue;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::envelope::{self, Envelope, INTERNAL_ERROR, Malformed};
+use super::outlet::{Mark, Outlet, Piece, pipe};
+use super::switchboard::{Abilities, CallId, Delivery, Owner, Refusal, SessionKey, Switchboard};
+use crate::mcp::link::{Link, LinkEnd};
+
+/// Messages kept for a session whose client doesn't listen at the moment: it may be about to, or to come back.
+const BACKLOG: usize = 16;
+/// A longer one isn't kept.
+const BACKLOG_MESSAGE_BYTES: usize = 16 * 1024;
+/// Messages of our own that wait because the server doesn't read.
+const WAITING: usize = 64;
+/// So many lines of noise are logged one by one, and then every so-manieth.
+const NOISE_LOGGED: u64 = 10;
+const NOISE_EVERY: u64 = 1000;
+
+/// One open link.
+#[derive(Debug)]
+pub(super) struct Line {
+    /// For the log.
+    instance: String,
+    state: Mutex<State>,
+    to_server: mpsc::Sender<Bytes>,
+    waiting: Arc<Semaphore>,
+    noise: AtomicU64,
+    ended: OnceLock<LinkEnd>,
+    /// Ends the task that reads.
+    _reading: DropGuard,
+}
+
+#[derive(Debug)]
+struct State {
+    board: Switchboard,
+    calls: HashMap<CallId, Outlet>,
+    /// Of the sessions whose clients listen.
+    streams: BTreeMap<SessionKey, Outlet>,
+    backlog: BTreeMap<SessionKey, VecDeque<Bytes>>,
+}
+
+/// Why a request didn't go out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NotSent {
+    /// It may not.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// There is nobody to send it to.
+    #[error(transparent)]
+    Ended(#[from] LinkEnd),
+}
+
+impl Line {
+    /// Begins to read from `link`. One that is `exclusive` is of one client only.
+    pub(super) fn new(link: Link, instance: &str, exclusive: bool) -> Arc<Self> {
+        let reading = CancellationToken::new();
+        let first = getrandom::u32().unwrap_or_default();
+        let state = State {
+            board: Switchboard::new(first, exclusive),
+            calls: HashMap::new(),
+            streams: BTreeMap::new(),
+            backlog: BTreeMap::new(),
+        };
+        let line = Arc::new(Self {
+            instance: instance.to_owned(),
+            state: Mutex::new(state),
+            to_server: link.to_server,
+            waiting: Arc::new(Semaphore::new(WAITING)),
+            noise: AtomicU64::new(0),
+            ended: OnceLock::new(),
+            _reading: reading.clone().drop_guard(),
+        });
+        tokio::spawn(read(Arc::downgrade(&line), link.from_server, reading));
+        line
+    }
+
+    /// Why there is nobody at the other end any more.
+    pub(super) fn ended(&self) -> Option<&LinkEnd> {
+        self.ended.get()
+    }
+
+    /// How many calls are under way.
+    pub(super) fn under_way(&self) -> usize {
+        self.state().board.calls()
+    }
+
+    /// A client comes.
+    pub(super) fn open(&self, session: SessionKey, abilities: Abilities) {
+        self.state().board.open(session, abilities);
+    }
+
+    /// A client goes, and what it has under way with it.
+    pub(super) fn close(&self, session: SessionKey) {
+        let mut state = self.state();
+        let messages = state.board.close(session);
+        state.streams.remove(&session);
+        state.backlog.remove(&session);
+        let State { board, calls, .. } = &mut *state;
+        calls.retain(|call, _| board.is_under_way(*call));
+        drop(state);
+        messages.into_iter().for_each(|message| self.post(message));
+    }
+
+    /// The stream of what is for a session and belongs to no call. An earlier one ends.
+    pub(super) fn listen(self: &Arc<Self>, session: SessionKey) -> Listening {
+        let (outlet, inlet) = pipe();
+        let mark = outlet.mark();
+        let mut state = self.state();
+        for message in state.backlog.remove(&session).unwrap_or_default() {
+            // It fits: a backlog is smaller than what may wait.
+            let _ = outlet.offer(message);
+        }
+        if self.ended().is_none() {
+            state.streams.insert(session, outlet);
+            state.board.listens(session, true);
+        }
+        drop(state);
+        Listening { line: Arc::clone(self), session, mark, inlet }
+    }
+
+    /// Sends a request; its answer and what belongs to it comes from what is returned. Dropping that cancels it.
+    pub(super) async fn call(self: &Arc<Self>, owner: Owner, request: &Envelope<'_>) -> Result<Pending, NotSent> {
+        let (mut pending, message) = {
+            let mut state = self.state();
+            if let Some(end) = self.ended() {
+                return Err(end.clone().into());
+            }
+            let (call, message) = state.board.request(owner, request)?;
+            let (outlet, inlet) = pipe();
+            state.calls.insert(call, outlet);
+            let pending = Pending { line: Arc::clone(self), call, id: request.id.to_owned(), inlet, open: true };
+            (pending, message)
+        };
+        if self.to_server.send(message).await.is_err() {
+            // It was never sent, so whoever asks may ask again over another link.
+            pending.open = false;
+            self.end(LinkEnd::because("the server does not read any more"));
+            return Err(self.ended().cloned().unwrap_or_else(|| LinkEnd::because("the connection ended")).into());
+        }
+        Ok(pending)
+    }
+
+    /// Passes a client's notification on.
+    pub(super) async fn notify(&self, owner: Owner, notification: &Envelope<'_>) -> Result<(), LinkEnd> {
+        let deliveries = self.state().board.notification(owner, notification);
+        for delivery in deliveries {
+            match delivery {
+                Delivery::Server(message) => self.send(message).await?,
+                other => self.hand_over(other).await,
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes a client's answer to a request of the server on; one to a request that isn't there goes nowhere.
+    pub(super) async fn respond(&self, session: SessionKey, response: &Envelope<'_>) -> Result<(), LinkEnd> {
+        let message = self.state().board.response(session, response);
+        match message {
+            Some(message) => self.send(message).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn send(&self, message: Bytes) -> Result<(), LinkEnd> {
+        if let Some(end) = self.ended() {
+            return Err(end.clone());
+        }
+        self.to_server.send(message).await.map_err(|_| LinkEnd::because("the server does not read any more"))
+    }
+
+    /// Sends without waiting for a server that doesn't read.
+    fn post(&self, message: Bytes) {
+        match self.to_server.try_send(message) {
+            Ok(()) | Err(TrySendError::Closed(_)) => {}
+            Err(TrySendError::Full(message)) => {
+                let Ok(permit) = Arc::clone(&self.waiting).try_acquire_owned() else {
+                    tracing::debug!(instance = self.instance, "the server does not read; it is not told everything");
+                    return;
+                };
+                let to_server = self.to_server.clone();
+                tokio::spawn(async move {
+                    let _ = to_server.send(message).await;
+                    drop(permit);
+                });
+            }
+        }
+    }
+
+    async fn receive(&self, message: Bytes) {
+        if message.first() != Some(&b'[') {
+            return self.receive_one(&message).await;
+        }
+        // One version of the protocol has batches.
+        match serde_json::from_slice::<Vec<&RawValue>>(&message) {
+            Ok(batch) => {
+                for one in batch {
+                    self.receive_one(one.get().as_bytes()).await;
+                }
+            }
+            Err(_) => self.note_noise(&Malformed::NotJson, message.len()),
+        }
+    }
+
+    async fn receive_one(&self, message: &[u8]) {
+        let deliveries = self.state().board.from_server(message);
+        match deliveries {
+            Ok(deliveries) => {
+                for delivery in deliveries {
+                    self.hand_over(delivery).await;
+                }
+            }
+            Err(malformed) => self.note_noise(&malformed, message.len()),
+        }
+    }
+
+    /// What a server prints beside its messages is in its log; here it only says how much.
+    fn note_noise(&self, malformed: &Malformed, bytes: usize) {
+        let count = self.noise.fetch_add(1, Ordering::Relaxed) + 1;
+        if count <= NOISE_LOGGED || count.is_multiple_of(NOISE_EVERY) {
+            tracing::debug!(instance = self.instance, %malformed, bytes, count, "a message of the server was skipped");
+        }
+    }
+
+    async fn hand_over(&self, delivery: Delivery) {
+        match delivery {
+            Delivery::Answer(call, message) => {
+                let outlet = self.state().calls.remove(&call);
+                if let Some(outlet) = outlet
+                    && outlet.put(message, true).await.is_err()
+                {
+                    self.note_stuck();
+                }
+            }
+            Delivery::Related(call, message) => {
+                let outlet = self.state().calls.get(&call).cloned();
+                if let Some(outlet) = outlet
+                    && outlet.put(message, false).await.is_err()
+                {
+                    self.note_stuck();
+                    self.hang_up(call);
+                }
+            }
+            Delivery::Session(session, message) => {
+                let outlet = self.state().streams.get(&session).cloned();
+                match outlet {
+                    None => self.keep(session, message),
+                    Some(outlet) if outlet.is_gone() => {
+                        self.stops_listening(session, &outlet.mark());
+                        self.keep(session, message);
+                    }
+                    Some(outlet) => {
+                        if outlet.put(message, false).await.is_err() {
+                            self.note_stuck();
+                            self.stops_listening(session, &outlet.mark());
+                        }
+                    }
+                }
+            }
+            Delivery::Server(message) => self.post(message),
+        }
+    }
+
+    fn note_stuck(&self) {
+        tracing::info!(instance = self.instance, "a client that does not read its messages was cut off");
+    }
+
+    fn keep(&self, session: SessionKey, message: Bytes) {
+        let mut state = self.state();
+        if message.len() > BACKLOG_MESSAGE_BYTES || !state.board.is_open(session) {
+            return;
+        }
+        let backlog = state.backlog.entry(session).or_default();
+        if backlog.len() >= BACKLOG {
+            backlog.pop_front();
+        }
+        backlog.push_back(message);
+    }
+
+    /// Unless another stream has taken the place of this one.
+    fn stops_listening(&self, session: SessionKey, mark: &Mark) {
+        let mut state = self.state();
+        if state.streams.get(&session).is_some_and(|there| there.mark() == *mark) {
+            state.streams.remove(&session);
+            state.board.listens(session, false);
+        }
+    }
+
+    fn hang_up(&self, call: CallId) {
+        let mut state = self.state();
+        let messages = state.board.hang_up(call);
+        state.calls.remove(&call);
+        drop(state);
+        messages.into_iter().for_each(|message| self.post(message));
+    }
+
+    /// Everything under way fails now: whoever waits finds its way closed.
+    fn end(&self, end: LinkEnd) {
+        let mut state = self.state();
+        let under_way = state.board.calls();
+        if self.ended.set(end).is_err() {
+            return;
+        }
+        state.board.end();
+        state.calls.clear();
+        state.streams.clear();
+        state.backlog.clear();
+        drop(state);
+        let reason = self.ended().map(ToString::to_string);
+        tracing::info!(instance = self.instance, reason, under_way, "the connection to an MCP server ended");
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing that holds it can panic half-way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn read(line: Weak<Line>, mut from: mpsc::Receiver<Result<Bytes, LinkEnd>>, dropped: CancellationToken) {
+    loop {
+        let message = tokio::select! {
+            () = dropped.cancelled() => return,
+            message = from.recv() => message,
+        };
+        let Some(line) = line.upgrade() else { return };
+        match message {
+            Some(Ok(message)) => line.receive(message).await,
+            Some(Err(end)) => return line.end(end),
+            None => return line.end(LinkEnd::because("the connection to the server ended")),
+        }
+    }
+}
+
+/// A client listening. Dropped, it doesn't any more.
+#[derive(Debug)]
+pub(super) struct Listening {
+    line: Arc<Line>,
+    session: SessionKey,
+    mark: Mark,
+    inlet: mpsc::Receiver<Piece>,
+}
+
+impl Listening {
+    /// The next message; nothing when the link has ended, the client listens elsewhere, or it was cut off. Safe to drop half-way.
+    pub(super) async fn next(&mut self) -> Option<Bytes> {
+        self.inlet.recv().await.map(|piece| piece.message)
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.line.stops_listening(self.session, &self.mark);
+    }
+}
+
+/// A call under way. Dropped before its answer has come, it is cancelled.
+#[derive(Debug)]
+pub(super) struct Pending {
+    line: Arc<Line>,
+    call: CallId,
+    id: String,
+    inlet: mpsc::Receiver<Piece>,
+    open: bool,
+}
+
+/// What comes of a call.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Came {
+    /// Something that belongs to it.
+    Related(Bytes),
+    /// Its answer, or why there is none; nothing comes after it.
+    Answer(Bytes),
+}
+
+impl Pending {
+    /// The next message; nothing after the answer. Safe to drop half-way.
+    pub(super) async fn next(&mut self) -> Option<Came> {
+        if !self.open {
+            return None;
+        }
+        match self.inlet.recv().await {
+            Some(Piece { message, last: false, .. }) => Some(Came::Related(message)),
+            Some(Piece { message, last: true, .. }) => {
+                self.open = false;
+                Some(Came::Answer(message))
+            }
+            None => {
+                self.open = false;
+                let why = match self.line.ended() {
+                    Some(end) => format!("the server did not answer: {end}"),
+                    None => "the call was given up, because its client did not read or its session ended".to_owned(),
+                };
+                Some(Came::Answer(envelope::error(&self.id, INTERNAL_ERROR, &why)))
+            }
+        }
+    }
+
+    /// The answer, whatever comes before it.
+    pub(super) async fn answer(mut self) -> Bytes {
+        loop {
+            match self.next().await {
+                Some(Came::Related(_)) => {}
+                Some(Came::Answer(message)) => return message,
+                None => return Bytes::new(),
+            }
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if self.open {
+            self.line.hang_up(self.call);
+        }
+    }
+}

@@ -1,0 +1,272 @@
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use axum::body::Body;
+use axum::http::{HeaderMap, Request, StatusCode};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+
+use super::*;
+use crate::mcp::link::Link;
+
+/// However slow this machine is.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A server in memory: each link to it is a new process.
+#[derive(Debug)]
+struct Server {
+    manner: Manner,
+    /// Everything any process of it was told, and the end of each.
+    heard: mpsc::UnboundedSender<Value>,
+    /// While it is true nothing is answered.
+    holds: watch::Receiver<bool>,
+    absent: watch::Receiver<bool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    Legacy,
+    /// Knows no `initialize`.
+    Modern,
+}
+
+struct World {
+    bridge: Arc<Bridge>,
+    heard: mpsc::UnboundedReceiver<Value>,
+    holds: watch::Sender<bool>,
+    absent: watch::Sender<bool>,
+    shutdown: CancellationToken,
+}
+
+fn world_of(manner: Manner, sharing: Sharing) -> World {
+    let (heard_sender, heard) = mpsc::unbounded_channel();
+    let (holds, absent) = (watch::Sender::new(false), watch::Sender::new(false));
+    let server = Server { manner, heard: heard_sender, holds: holds.subscribe(), absent: absent.subscribe() };
+    let shutdown = CancellationToken::new();
+    let bridge = Bridge::new("echo", sharing, Arc::new(server), shutdown.clone());
+    World { bridge, heard, holds, absent, shutdown }
+}
+
+fn world() -> World {
+    world_of(Manner::Legacy, Sharing::Shared)
+}
+
+#[async_trait]
+impl Dial for Server {
+    async fn dial(&self) -> Result<Link, LinkEnd> {
+        if *self.absent.borrow() {
+            return Err(LinkEnd::because("nobody is there"));
+        }
+        let (to_server, messages) = mpsc::channel(2);
+        let (out, from_server) = mpsc::channel(2);
+        tokio::spawn(process(self.manner, messages, out, self.heard.clone(), self.holds.clone()));
+        Ok(Link { to_server, from_server })
+    }
+}
+
+async fn process(
+    manner: Manner,
+    mut messages: mpsc::Receiver<Bytes>,
+    out: mpsc::Sender<Result<Bytes, LinkEnd>>,
+    heard: mpsc::UnboundedSender<Value>,
+    mut holds: watch::Receiver<bool>,
+) {
+    let say = |message: Value| {
+        let out = out.clone();
+        async move { drop(out.send(Ok(Bytes::from(message.to_string()))).await) }
+    };
+    // What it asked, and the id of the call it asked for.
+    let mut asked: BTreeMap<String, Value> = BTreeMap::new();
+    // Calls that are answered in another order.
+    let mut late: Vec<Value> = Vec::new();
+    while let Some(message) = messages.recv().await {
+        let message: Value = serde_json::from_slice(&message).unwrap();
+        let _ = heard.send(message.clone());
+        drop(holds.wait_for(|holds| !holds).await);
+        let (id, params) = (message["id"].clone(), message["params"].clone());
+        let answer = |result: Value| json!({"jsonrpc": "2.0", "id": id, "result": result});
+        match message["method"].as_str() {
+            None => {
+                let call = asked.remove(id.as_str().unwrap_or_default()).unwrap();
+                say(json!({"jsonrpc": "2.0", "id": call, "result": message})).await;
+            }
+            Some("initialize") if manner == Manner::Legacy => {
+                say(answer(json!({"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}}))).await;
+            }
+            Some("server/discover") if manner == Manner::Modern => {
+                say(answer(json!({"supportedVersions": ["2026-07-28"]}))).await;
+            }
+            Some("crash") => {
+                drop(out.send(Err(LinkEnd::because("its process ended"))).await);
+                break;
+            }
+            Some("hang") => {}
+            Some("big") => {
+                let text = "x".repeat(usize::try_from(params["bytes"].as_u64().unwrap()).unwrap());
+                say(answer(json!(text))).await;
+            }
+            Some("flood") => {
+                let token = &params["_meta"]["progressToken"];
+                for progress in 0..params["times"].as_u64().unwrap() {
+                    let params = json!({"progressToken": token, "progress": progress, "message": params["message"]});
+                    say(json!({"jsonrpc": "2.0", "method": "notifications/progress", "params": params})).await;
+                }
+                say(answer(json!("done"))).await;
+            }
+            Some("ask") => {
+                let own = format!("own-{id}");
+                asked.insert(own.clone(), id.clone());
+                say(json!({"jsonrpc": "2.0", "id": own, "method": params["method"], "params": {}})).await;
+            }
+            Some("tell") => {
+                say(json!({"jsonrpc": "2.0", "method": params["method"]})).await;
+                say(answer(json!({}))).await;
+            }
+            Some("ping") => say(answer(json!({}))).await,
+            Some("echo") => say(answer(params)).await,
+            Some("late") => {
+                late.push(answer(params));
+                if late.len() >= 8 {
+                    for answer in late.drain(..).rev() {
+                        say(answer).await;
+                    }
+                }
+            }
+            Some(_) if id.is_null() => {}
+            Some(_) => {
+                let error = json!({"code": -32601, "message": "Method not found"});
+                say(json!({"jsonrpc": "2.0", "id": id, "error": error})).await;
+            }
+        }
+    }
+    let _ = heard.send(json!("end"));
+}
+
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Body,
+}
+
+impl Answer {
+    async fn text(self) -> String {
+        let body = tokio::time::timeout(LIMIT, self.body.collect()).await.unwrap().unwrap();
+        String::from_utf8(body.to_bytes().to_vec()).unwrap()
+    }
+
+    /// Its messages, the answer last, however they came.
+    async fn messages(self) -> Vec<Value> {
+        if self.headers["content-type"] == "application/json" {
+            return vec![serde_json::from_str(&self.text().await).unwrap()];
+        }
+        let text = self.text().await;
+        text.lines()
+            .filter_map(|line| line.strip_prefix("data: "))
+            .map(|data| serde_json::from_str(data).unwrap())
+            .collect()
+    }
+
+    async fn json(self) -> Value {
+        self.messages().await.pop().unwrap()
+    }
+
+    fn session(&self) -> String {
+        self.headers["mcp-session-id"].to_str().unwrap().to_owned()
+    }
+}
+
+impl World {
+    async fn send(&self, method: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Result<Answer, Refused> {
+        let mut request = Request::builder()
+            .method(method)
+            .header("content-type", "application/json")
+            .header("accept", "application/json, text/event-stream");
+        for (name, value) in headers {
+            request
+                .headers_mut()
+                .unwrap()
+                .insert(axum::http::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+        }
+        let request = request.body(body.into()).unwrap();
+        let answer = tokio::time::timeout(LIMIT, self.bridge.serve(request)).await.unwrap()?;
+        let (parts, body) = answer.into_parts();
+        Ok(Answer { status: parts.status, headers: parts.headers, body })
+    }
+
+    async fn post(&self, session: &str, message: Value) -> Result<Answer, Refused> {
+        self.send("POST", &[("mcp-session-id", session)], message.to_string()).await
+    }
+
+    async fn initialize(&self, capabilities: Value) -> Answer {
+        let params = json!({"protocolVersion": "2025-06-18", "capabilities": capabilities, "clientInfo": {}});
+        let message = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params});
+        self.send("POST", &[], message.to_string()).await.unwrap()
+    }
+
+    /// A session, as a client begins one.
+    async fn session(&self) -> String {
+        let session = self.initialize(json!({"sampling": {}, "elicitation": {}})).await.session();
+        let done = self.post(&session, json!({"jsonrpc": "2.0", "method": "notifications/initialized"})).await.unwrap();
+        assert_eq!(done.status, StatusCode::ACCEPTED);
+        session
+    }
+
+    async fn modern(&self, method: &str, params: Value) -> Result<Answer, Refused> {
+        let mut params = params;
+        params["_meta"]["io.modelcontextprotocol/protocolVersion"] = json!("2026-07-28");
+        let message = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+        let headers = [("mcp-protocol-version", "2026-07-28"), ("mcp-method", method)];
+        self.send("POST", &headers, message.to_string()).await
+    }
+
+    async fn listen(&self, session: &str) -> Body {
+        let answer = self.send("GET", &[("mcp-session-id", session)], "").await.unwrap();
+        assert_eq!(
+            (answer.status, &answer.headers["content-type"]),
+            (StatusCode::OK, &"text/event-stream".parse().unwrap())
+        );
+        answer.body
+    }
+
+    /// What the server is told next, other than what is left out.
+    async fn hears(&mut self, method: &str) -> Value {
+        let hearing = async {
+            loop {
+                let message = self.heard.recv().await.unwrap();
+                if message["method"] == method {
+                    return message;
+                }
+            }
+        };
+        tokio::time::timeout(LIMIT, hearing).await.unwrap()
+    }
+
+    fn heard_so_far(&mut self) -> Vec<Value> {
+        std::iter::from_fn(|| self.heard.try_recv().ok()).collect()
+    }
+}
+
+fn request(id: impl Into<Value>, method: &str, params: Value) -> Value {
+    json!({"jsonrpc": "2.0", "id": id.into(), "method": method, "params": params})
+}
+
+/// The next message of a stream.
+async fn next(body: &mut Body) -> Value {
+    let next = async {
+        loop {
+            let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
+            let text = String::from_utf8(frame.to_vec()).unwrap();
+            if let Some(data) = text.lines().find_map(|line| line.strip_prefix("data: ")) {
+                return serde_json::from_str(data).unwrap();
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, next).await.unwrap()
+}
+
+mod calls;
+mod rules;
+mod sessions;

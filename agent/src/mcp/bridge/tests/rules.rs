@@ -1,0 +1,75 @@
+//! What streamable HTTP asks of a server.
+
+use super::*;
+
+const ECHO: &str = r#"{"jsonrpc":"2.0","id":1,"method":"echo","params":{}}"#;
+
+#[tokio::test]
+async fn requests_that_break_the_rules_are_turned_away_and_reach_nobody() {
+    let mut world = world();
+    let session = world.session().await;
+    world.heard_so_far();
+    let key = ("mcp-session-id", session.as_str());
+    let post = |headers: Vec<(&'static str, &'static str)>, body: &'static str| {
+        let (world, key) = (&world, key);
+        async move { world.send("POST", &[&[key], &headers[..]].concat(), body).await.err() }
+    };
+    let both = Refused::NotAcceptable("application/json and text/event-stream");
+    assert_eq!(post(vec![("accept", "application/json")], ECHO).await, Some(both.clone()));
+    assert_eq!(post(vec![("accept", "text/event-stream;q=1")], ECHO).await, Some(both));
+    assert_eq!(post(vec![("content-type", "text/plain")], ECHO).await, Some(Refused::NotJson));
+    let version = post(vec![("mcp-protocol-version", "1999-01-01")], ECHO).await;
+    assert_eq!(version, Some(Refused::Version("1999-01-01".to_owned())));
+    for (body, why) in [("{", "it is not JSON"), ("[]", "object"), (r#"{"id":1}"#, "neither")] {
+        let refused = post(vec![], body).await;
+        assert!(matches!(&refused, Some(Refused::NoMessage(said)) if said.contains(why)), "{body}: {refused:?}");
+    }
+    assert_eq!(post(vec![("content-length", "99999999")], ECHO).await, Some(Refused::TooLong));
+    assert_eq!(post(vec![("mcp-session-id", "none")], ECHO).await, Some(Refused::DeadSession));
+    assert_eq!(world.send("POST", &[], ECHO).await.err(), Some(Refused::NoSession));
+    assert_eq!(world.send("GET", &[], "").await.err(), Some(Refused::NoSession));
+    assert_eq!(
+        world.send("GET", &[key, ("accept", "application/json")], "").await.err(),
+        Some(Refused::NotAcceptable("text/event-stream"))
+    );
+    assert_eq!(world.send("PUT", &[key], ECHO).await.err(), Some(Refused::Method { allowed: "POST, GET, DELETE" }));
+    for accept in ["*/*", "Application/*, text/event-stream", "application/json;q=0.5,text/*"] {
+        assert_eq!(
+            post(vec![("accept", accept), ("content-type", "application/json; charset=utf-8")], ECHO).await,
+            None
+        );
+    }
+    assert_eq!(world.heard_so_far().len(), 3, "only what was taken was passed on");
+}
+
+#[tokio::test]
+async fn in_the_newer_era_headers_say_what_the_message_says_and_errors_have_their_status() {
+    let mut world = world();
+    let meta = json!({"io.modelcontextprotocol/protocolVersion": "2026-07-28"});
+    let call = request(1, "tools/call", json!({"name": "größe", "_meta": meta})).to_string();
+    let version = ("mcp-protocol-version", "2026-07-28");
+    let method = ("mcp-method", "tools/call");
+    let name = ("mcp-name", "=?base64?Z3LDtsOfZQ==?=");
+    let mismatches: [&[(&str, &str)]; 6] = [
+        &[],
+        &[version],
+        &[version, method],
+        &[version, ("mcp-method", "tools/list"), name],
+        &[version, method, ("mcp-name", "other")],
+        &[("mcp-protocol-version", "2025-11-25"), method, name],
+    ];
+    for headers in mismatches {
+        let answer = world.send("POST", headers, call.clone()).await.unwrap();
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{headers:?}");
+        assert_eq!(answer.json().await["error"]["code"], -32020, "{headers:?}");
+    }
+    assert_eq!(world.heard_so_far(), Vec::<Value>::new());
+    let answer = world.send("POST", &[version, method, name], call).await.unwrap();
+    assert_eq!((answer.status, answer.json().await["error"]["code"].clone()), (StatusCode::NOT_FOUND, json!(-32601)));
+    assert_eq!(world.modern("echo", json!({})).await.unwrap().status, StatusCode::OK);
+    for other in ["GET", "DELETE"] {
+        assert_eq!(world.send(other, &[version], "").await.err(), Some(Refused::Method { allowed: "POST" }));
+    }
+    let unknown = world.post(&world.session().await, request(1, "nothing", json!({}))).await.unwrap();
+    assert_eq!(unknown.status, StatusCode::OK, "in the older era the status says nothing of the answer");
+}

@@ -1,0 +1,120 @@
+//! Sessions: how many, how long, and one with a link of its own.
+
+use super::*;
+
+#[tokio::test]
+async fn a_session_ends_when_it_is_told_to_and_what_it_has_under_way_with_it() {
+    let mut world = world();
+    let session = world.session().await;
+    let mut call = world.post(&session, request(1, "ask", json!({"method": "elicitation/create"}))).await.unwrap();
+    let asked = next(&mut call.body).await;
+    assert_eq!(asked["method"], "elicitation/create");
+    let sent = world.hears("ask").await;
+    let gone = world.send("DELETE", &[("mcp-session-id", &session)], "").await.unwrap();
+    assert_eq!(gone.status, StatusCode::NO_CONTENT);
+    assert_eq!(next(&mut call.body).await["error"]["code"], -32603);
+    assert_eq!(world.hears("notifications/cancelled").await["params"]["requestId"], sent["id"]);
+    for method in ["DELETE", "GET", "POST"] {
+        let body = request(1, "echo", json!(1)).to_string();
+        let dead = world.send(method, &[("mcp-session-id", &session)], body).await.err();
+        assert_eq!(dead, Some(Refused::DeadSession), "{method}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_nobody_uses_expires_and_one_that_listens_does_not() {
+    let world = world();
+    let (idle, listens) = (world.session().await, world.session().await);
+    let listening = world.listen(&listens).await;
+    world.bridge.expire(Instant::now() + IDLE - Duration::from_secs(1));
+    assert!(world.bridge.session(&idle).is_some());
+    tokio::time::advance(IDLE).await;
+    world.bridge.expire(Instant::now());
+    assert!(world.bridge.session(&idle).is_none());
+    assert!(world.bridge.session(&listens).is_some());
+    drop(listening);
+    world.bridge.expire(Instant::now() + IDLE);
+    assert!(lock(&world.bridge.sessions).is_empty());
+    assert!(world.bridge.is_of_use(), "its link stays for the next");
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_there_are_too_many_sessions_the_longest_unused_makes_room() {
+    let world = world();
+    let first = world.session().await;
+    tokio::time::advance(Duration::from_secs(1)).await;
+    for _ in 1..MAX_SESSIONS {
+        world.initialize(json!({})).await;
+    }
+    let params = json!({"protocolVersion": "2025-06-18", "capabilities": {}});
+    let one_more = request(0, "initialize", params).to_string();
+    let refused = world.send("POST", &[], one_more).await.err();
+    assert_eq!(refused, Some(Refused::TooManySessions));
+    tokio::time::advance(SPARE).await;
+    world.session().await;
+    assert_eq!(lock(&world.bridge.sessions).len(), MAX_SESSIONS);
+    assert!(world.bridge.session(&first).is_none());
+}
+
+#[tokio::test]
+async fn a_session_with_a_link_of_its_own_shakes_hands_itself_and_takes_the_link_with_it() {
+    let mut world = world_of(Manner::Legacy, Sharing::Own);
+    let told = world.initialize(json!({"roots": {}})).await;
+    let (alice, told) = (told.session(), told.json().await);
+    assert_eq!(told["result"]["protocolVersion"], "2025-11-25", "as the server has it");
+    assert_eq!(world.hears("initialize").await["params"]["capabilities"], json!({"roots": {}}));
+    world.post(&alice, json!({"jsonrpc": "2.0", "method": "notifications/initialized"})).await.unwrap();
+    world.hears("notifications/initialized").await;
+    let bob = world.session().await;
+    assert_eq!(world.hears("initialize").await["params"]["capabilities"], json!({"sampling": {}, "elicitation": {}}));
+    let crashed = world.post(&bob, request(5, "crash", json!({}))).await.unwrap().json().await;
+    assert_eq!((&crashed["id"], &crashed["error"]["code"]), (&json!(5), &json!(-32603)));
+    assert_eq!(world.post(&bob, request(6, "echo", json!(1))).await.err(), Some(Refused::DeadSession));
+    assert_eq!(world.post(&alice, request(6, "echo", json!(1))).await.unwrap().json().await["result"], 1);
+    world.heard_so_far();
+    world.send("DELETE", &[("mcp-session-id", &alice)], "").await.unwrap();
+    let end = tokio::time::timeout(LIMIT, world.heard.recv()).await.unwrap();
+    assert_eq!(end, Some(json!("end")), "the server sees that its client is gone");
+    assert!(world.bridge.handshake().await.unwrap().initialized().is_some());
+}
+
+#[tokio::test]
+async fn a_handshake_that_is_refused_leaves_no_session() {
+    let world = world_of(Manner::Modern, Sharing::Own);
+    let refused = world.initialize(json!({})).await;
+    assert!(!refused.headers.contains_key("mcp-session-id"));
+    assert_eq!(refused.json().await["error"]["code"], -32601);
+    assert!(lock(&world.bridge.sessions).is_empty());
+}
+
+#[tokio::test]
+async fn a_server_without_initialize_is_known_by_what_it_discovers() {
+    let world = world_of(Manner::Modern, Sharing::Shared);
+    let known = world.bridge.handshake().await.unwrap();
+    assert_eq!(
+        (known.initialized(), known.discovered().unwrap()["supportedVersions"][0].as_str()),
+        (None, Some("2026-07-28"))
+    );
+    let refused = world.initialize(json!({})).await;
+    assert!(!refused.headers.contains_key("mcp-session-id"));
+    assert_eq!(
+        refused.json().await,
+        json!({"jsonrpc": "2.0", "id": 0, "error": {"code": -32601, "message": "Method not found"}})
+    );
+}
+
+#[tokio::test]
+async fn whoever_waits_for_the_handshake_may_go_and_the_next_waits_for_the_same_one() {
+    let mut world = world();
+    world.holds.send_replace(true);
+    let bridge = Arc::clone(&world.bridge);
+    let impatient = tokio::spawn(async move { bridge.handshake().await });
+    world.hears("initialize").await;
+    impatient.abort();
+    assert!(impatient.await.unwrap_err().is_cancelled());
+    let bridge = Arc::clone(&world.bridge);
+    let patient = tokio::spawn(async move { bridge.handshake().await });
+    world.holds.send_replace(false);
+    assert!(tokio::time::timeout(LIMIT, patient).await.unwrap().unwrap().is_ok());
+    assert!(world.heard_so_far().iter().all(|message| message["method"] != "initialize"));
+}
