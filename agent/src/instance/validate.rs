@@ -436,7 +436,9 @@ fn session_mode(body: &Map<String, Value>, transport: Transport, findings: &mut 
     let at = At::root().key("sessionMode");
     match body.get("sessionMode") {
         None | Some(Value::Null) => {}
-        Some(_) if transport != Transport::Stdio => findings.warn(&at, "is only for mcpTransportType stdio, and ignored"),
+        Some(_) if transport != Transport::Stdio => {
+            findings.warn(&at, "is only for mcpTransportType stdio, and ignored")
+        }
         Some(Value::String(mode)) if mode == "shared" => {}
         Some(Value::String(mode)) if mode == "per-session" => {
             let problem = "per-session is not supported by this version of the agent: all clients of a stdio server share one process, \
