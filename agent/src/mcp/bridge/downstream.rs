@@ -28,6 +28,11 @@ const SESSION: &str = "mcp-session-id";
 const VERSION: &str = "mcp-protocol-version";
 const JSON: &str = "application/json";
 const EVENTS: &str = "text/event-stream";
+/// Methods of whose results the newer era wants to know how long they may be kept.
+const CACHEABLE: [&str; 5] =
+    ["tools/list", "prompts/list", "resources/list", "resources/templates/list", "resources/read"];
+/// Puts an answer into the words of the client's era.
+type Shape = fn(Bytes) -> Bytes;
 /// How long a client waits for the head of an answer. After that it is a stream, whatever comes on it.
 const HEAD: Duration = Duration::from_secs(5);
 /// Between two signs of life on a stream on which nothing happens.
@@ -201,7 +206,7 @@ impl Bridge {
                     refused @ NotSent::Refused(_) => refused.into(),
                 })?;
                 drop(room);
-                Ok(answer(pending, Some(session), Era::Legacy).await)
+                Ok(answer(pending, Some(session), Era::Legacy, |message| message).await)
             }
             Kind::Notification => {
                 // To a shared server the agent has said so itself, once.
@@ -229,17 +234,30 @@ impl Bridge {
                     let error = envelope::error(message.id, HEADER_MISMATCH, &mismatch);
                     return Ok(json(StatusCode::BAD_REQUEST, error));
                 }
-                let (line, _) = self.common().await.map_err(Refused::Unreachable)?;
-                let pending = match line.call(Owner::Lone, message).await {
+                let (mut line, known) = self.common().await.map_err(Refused::Unreachable)?;
+                let initialized = known.is_some_and(|known| known.initialized().is_some());
+                if initialized && message.method == "server/discover" {
+                    // Clients that know both eras begin a session upon this, in which the server can ask them things, too.
+                    let why = "this server is spoken to in the older era of the protocol: begin with initialize";
+                    let error = envelope::error(message.id, envelope::METHOD_NOT_FOUND, why);
+                    return Ok(json(StatusCode::NOT_FOUND, error));
+                }
+                let in_its_words = if initialized { message.in_legacy_words() } else { message.with(&[]) };
+                let request = Envelope::read(&in_its_words);
+                let request = request.map_err(|malformed| Refused::NoMessage(malformed.to_string()))?;
+                let mut pending = line.call(Owner::Lone, &request).await;
+                if let Err(NotSent::Ended(_)) = pending {
                     // It ended just now, and nothing was sent.
-                    Err(NotSent::Ended(_)) => {
-                        let (line, _) = self.common().await.map_err(Refused::Unreachable)?;
-                        line.call(Owner::Lone, message).await?
-                    }
-                    sent => sent?,
-                };
+                    line = self.common().await.map_err(Refused::Unreachable)?.0;
+                    pending = line.call(Owner::Lone, &request).await;
+                }
                 drop(room);
-                Ok(answer(pending, None, Era::Modern).await)
+                let shape: Shape = match (initialized, CACHEABLE.contains(&message.method.as_str())) {
+                    (false, _) => |message| message,
+                    (true, false) => |message| envelope::in_modern_words(message, false),
+                    (true, true) => |message| envelope::in_modern_words(message, true),
+                };
+                Ok(answer(pending?, None, Era::Modern, shape).await)
             }
             Kind::Notification => {
                 let (line, _) = self.common().await.map_err(Refused::Unreachable)?;
@@ -435,17 +453,18 @@ fn status_of(answer: &[u8], era: Era) -> StatusCode {
     }
 }
 
-async fn answer(mut pending: Pending, session: Option<InUse>, era: Era) -> Response<Body> {
+async fn answer(mut pending: Pending, session: Option<InUse>, era: Era, shape: Shape) -> Response<Body> {
     let first = match timeout(HEAD, pending.next()).await {
-        Ok(Some(Came::Answer(message))) => return json(status_of(&message, era), message),
+        Ok(Some(Came::Answer(message))) => return json(status_of(&message, era), shape(message)),
         Ok(Some(Came::Related(message))) => Some(message),
         Ok(None) | Err(_) => None,
     };
-    let events = stream::unfold((pending, session, first), async |(mut pending, session, mut first)| {
+    let events = stream::unfold((pending, session, first), move |(mut pending, session, mut first)| async move {
         let event = match first.take() {
             Some(message) => event(message),
             None => match timeout(ALIVE, pending.next()).await {
-                Ok(Some(Came::Related(message) | Came::Answer(message))) => event(message),
+                Ok(Some(Came::Related(message))) => event(message),
+                Ok(Some(Came::Answer(message))) => event(shape(message)),
                 Ok(None) => return None,
                 Err(_) => sign_of_life(),
             },

@@ -1,8 +1,11 @@
 //! What a bridge has to know of a JSON-RPC message, and how it changes it: only the envelope is read, everything else stays the bytes
 //! it was. Results may be megabytes, and whatever extension is in them isn't ours.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 /// A message that isn't JSON-RPC.
@@ -36,6 +39,8 @@ pub(super) struct Envelope<'a> {
     pub(super) id: &'a str,
     /// Empty in a response.
     pub(super) method: String,
+    /// Empty unless it is a response with one.
+    pub(super) result: &'a str,
     /// The code, where the response is an error.
     pub(super) error_code: Option<i64>,
     pub(super) params: Params<'a>,
@@ -135,7 +140,16 @@ impl<'a> Envelope<'a> {
             .map(|error| serde_json::from_str::<RpcError>(error.get()).map_or(INTERNAL_ERROR, |error| error.code));
         let params: Params<'_> = object(raw.params)?;
         let meta = object(params.meta)?;
-        Ok(Self { text, kind, id, method: raw.method.unwrap_or_default(), error_code, params, meta })
+        Ok(Self {
+            text,
+            kind,
+            id,
+            method: raw.method.unwrap_or_default(),
+            result: raw.result.map_or("", RawValue::get),
+            error_code,
+            params,
+            meta,
+        })
     }
 
     /// The message with parts of it, as they were read, replaced.
@@ -161,6 +175,50 @@ impl<'a> Envelope<'a> {
         out.push_str(self.text.get(from..).unwrap_or_default());
         Bytes::from(out)
     }
+}
+
+/// What the newer era puts into every request in place of a handshake.
+const CLIENT_KEYS: [&str; 3] = [
+    "io.modelcontextprotocol/protocolVersion",
+    "io.modelcontextprotocol/clientInfo",
+    "io.modelcontextprotocol/clientCapabilities",
+];
+
+impl Envelope<'_> {
+    /// A request of the newer era as one of the older: some servers refuse what names another version than they have agreed on.
+    pub(super) fn in_legacy_words(&self) -> Bytes {
+        let Some(meta) = self.params.meta else { return self.with(&[]) };
+        let Ok(mut fields) = serde_json::from_str::<BTreeMap<String, &RawValue>>(meta.get()) else {
+            return self.with(&[]);
+        };
+        fields.retain(|name, _| !CLIENT_KEYS.contains(&name.as_str()));
+        match serde_json::to_string(&fields) {
+            Ok(left) => self.with(&[(meta.get(), &left)]),
+            Err(_) => self.with(&[]),
+        }
+    }
+}
+
+/// A response of a server of the older era with what the newer one asks of it: that it is complete, and how long a list may be kept, which is
+/// not at all.
+pub(super) fn in_modern_words(response: Bytes, cacheable: bool) -> Bytes {
+    #[derive(Deserialize)]
+    struct Typed {
+        #[serde(rename = "resultType")]
+        result_type: Option<IgnoredAny>,
+    }
+    let changed = Envelope::read(&response).ok().and_then(|envelope| {
+        let typed: Typed = serde_json::from_str(envelope.result).ok()?;
+        let inside = envelope.result.strip_prefix('{')?;
+        if typed.result_type.is_some() {
+            return None;
+        }
+        let begun = envelope.result.get(..1)?;
+        let more = if cacheable { r#","ttlMs":0,"cacheScope":"private""# } else { "" };
+        let comma = if inside.trim_start().starts_with('}') { "" } else { "," };
+        Some(envelope.with(&[(begun, &format!(r#"{{"resultType":"complete"{more}{comma}"#))]))
+    });
+    changed.unwrap_or(response)
 }
 
 fn object<'a, T: Default + Deserialize<'a>>(raw: Option<&'a RawValue>) -> Result<T, Malformed> {
@@ -245,6 +303,23 @@ mod tests {
             assert!(matches!(read(not_rpc), Err(Malformed::NotRpc(_))), "{not_rpc}: {:?}", read(not_rpc));
         }
         assert_eq!(Envelope::read(b"\xff{}").map(|envelope| envelope.kind), Err(Malformed::NotJson));
+    }
+
+    #[test]
+    fn between_the_eras_only_what_they_differ_in_is_changed() {
+        let request = r#"{"id":1,"method":"m","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","a":[1.0]}, "b":2}}"#;
+        let legacy = Envelope::read(request.as_bytes()).unwrap().in_legacy_words();
+        assert_eq!(legacy, r#"{"id":1,"method":"m","params":{"_meta":{"a":[1.0]}, "b":2}}"#);
+        let modern =
+            |response: &str, cacheable| in_modern_words(Bytes::copy_from_slice(response.as_bytes()), cacheable);
+        assert_eq!(modern(r#"{"id":1,"result":{ }}"#, false), r#"{"id":1,"result":{"resultType":"complete" }}"#);
+        let list = modern(r#"{"id":1,"result":{"tools":[]}}"#, true);
+        assert_eq!(list, r#"{"id":1,"result":{"resultType":"complete","ttlMs":0,"cacheScope":"private","tools":[]}}"#);
+        for same in
+            [r#"{"id":1,"result":{"resultType":"x"}}"#, r#"{"id":1,"result":7}"#, r#"{"id":1,"error":{"code":1}}"#]
+        {
+            assert_eq!(modern(same, true), same);
+        }
     }
 
     #[test]

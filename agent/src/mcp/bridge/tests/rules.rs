@@ -67,6 +67,14 @@ async fn in_the_newer_era_headers_say_what_the_message_says_and_errors_have_thei
     let answer = world.send("POST", &[version, method, name], call).await.unwrap();
     assert_eq!((answer.status, answer.json().await["error"]["code"].clone()), (StatusCode::NOT_FOUND, json!(-32601)));
     assert_eq!(world.modern("echo", json!({})).await.unwrap().status, StatusCode::OK);
+    // A server of the older era: clients that know both are led there, and others get what it has.
+    let discovered = world.modern("server/discover", json!({})).await.unwrap();
+    assert_eq!(
+        (discovered.status, discovered.json().await["error"]["code"].clone()),
+        (StatusCode::NOT_FOUND, json!(-32601))
+    );
+    let echoed = world.modern("echo", json!({"x": 1})).await.unwrap().json().await;
+    assert_eq!(echoed["result"], json!({"resultType": "complete", "x": 1, "_meta": {}}));
     for other in ["GET", "DELETE"] {
         assert_eq!(world.send(other, &[version], "").await.err(), Some(Refused::Method { allowed: "POST" }));
     }
