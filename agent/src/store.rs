@@ -3,6 +3,7 @@
 pub mod durable;
 pub mod identity;
 pub mod ledger;
+pub mod vault;
 mod state_dir;
 
 pub use state_dir::{StateDir, StateDirError};

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::network::Network;
+use super::secrets::SecretSources;
 
 /// Everything needed to make an instance's container again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +46,9 @@ pub struct Spec {
     /// The group it was deployed in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupId>,
+    /// Which secrets it has; never their values. Left out where there are none.
+    #[serde(default, skip_serializing_if = "SecretSources::is_none")]
+    pub secrets: SecretSources,
     /// How it is reached, when it is an MCP server.
     pub mcp: Option<McpServer>,
 }
@@ -404,6 +408,7 @@ pub(crate) mod examples {
             sandbox: Sandbox::default(),
             network: Network::default(),
             group: None,
+            secrets: SecretSources::default(),
             mcp: None,
         }
     }

@@ -11,6 +11,7 @@ mod findings;
 mod group;
 mod host_config;
 mod network;
+mod secrets;
 mod update;
 
 use std::collections::BTreeMap;
@@ -21,10 +22,10 @@ use dtma_api::{AccountToolInstanceId, GroupId, InstanceName, failure::Fault};
 use serde_json::{Map, Value};
 
 use self::findings::{At, Findings, is_nothing};
-pub use self::group::{GroupPlan, group_credentials, validate_group};
+pub use self::group::{GroupPlan, group_confidential, validate_group};
 use self::host_config::HostConfig;
 pub use self::update::{Present, validate_update};
-use super::RegistryCredentials;
+use super::Confidential;
 use super::network::Network;
 use super::spec::{Environment, ImageReference, McpServer, Process, Spec, Volume};
 use super::template::{Defaults, Template};
@@ -137,6 +138,7 @@ pub fn review(body: &Value, policy: &Policy) -> Review {
     network::warn_of_proxy_variables(&egress, &process.environment, &mut findings);
     not_built(body, &mut findings);
     credentials::read(body, &mut findings);
+    let (secrets, _) = secrets::read(body, &process.environment, &mut findings);
     for path in host.sandbox.tmpfs.keys().filter(|path| volumes.iter().any(|volume| &volume.path == *path)) {
         findings.fault(&root.key("volumes"), format!("{path} is in HostConfig.Tmpfs as well"));
     }
@@ -157,6 +159,7 @@ pub fn review(body: &Value, policy: &Policy) -> Review {
                 sandbox: host.sandbox,
                 network: Network { egress, group: policy.group.clone().filter(|_| policy.shared_network) },
                 group: policy.group.clone(),
+                secrets,
                 mcp,
             };
             findings.review(Some(spec))
@@ -165,9 +168,11 @@ pub fn review(body: &Value, policy: &Policy) -> Review {
     }
 }
 
-/// The registry credentials in a body that [`validate`] has found nothing wrong with.
-pub fn registry_credentials(body: &Value) -> Option<RegistryCredentials> {
-    credentials::read(body.as_object()?, &mut Findings::default())
+/// What is kept in memory only, of a body that [`validate`] has found nothing wrong with.
+pub fn confidential(body: &Value) -> Confidential {
+    let Some(body) = body.as_object() else { return Confidential::default() };
+    let (_, secrets) = secrets::read(body, &Environment::default(), &mut Findings::default());
+    Confidential { registry: credentials::read(body, &mut Findings::default()), secrets }
 }
 
 fn required_text<T: TryFrom<String, Error: std::fmt::Display>>(
@@ -433,15 +438,10 @@ fn add_variable(environment: &mut Environment, name: &str, value: &str, at: &At,
 /// What the contract has and this version hasn't.
 fn not_built(body: &Map<String, Value>, findings: &mut Findings) {
     let root = At::root();
-    for key in ["secrets", "secretsFrom", "requiredOAuthProviders"] {
-        if body.get(key).is_some_and(|value| !is_nothing(value)) {
-            findings.fault(&root.key(key), "is not supported by this version of the agent");
-        }
-    }
     if body.get("healthCheck").is_some_and(|value| !is_nothing(value)) {
         findings.warn(&root.key("healthCheck"), "is ignored by this version of the agent");
     }
-    const KNOWN: [&str; 18] = [
+    const KNOWN: [&str; 15] = [
         "dockerImageUrl",
         "instanceNameOnToolbox",
         "accountToolInstanceId",
@@ -450,9 +450,6 @@ fn not_built(body: &Map<String, Value>, findings: &mut Findings) {
         "mcpEndpointPath",
         "mcpPort",
         "environmentVariables",
-        "requiredOAuthProviders",
-        "secrets",
-        "secretsFrom",
         "resourceLimits",
         "template",
         "volumes",
@@ -461,7 +458,8 @@ fn not_built(body: &Map<String, Value>, findings: &mut Findings) {
         "healthCheck",
         credentials::KEY,
     ];
-    findings.only_known(body, &root, &KNOWN);
+    let known: Vec<&str> = KNOWN.into_iter().chain(secrets::KEYS).collect();
+    findings.only_known(body, &root, &known);
 }
 
 #[cfg(test)]

@@ -50,12 +50,13 @@ impl Loop {
                 Some(_) | None if state == State::Probing => Health::Starting,
                 Some(_) | None => Health::Unknown,
             };
+            let problem = self.shared.secrets.problem(&entry.deployment);
             let facts = Facts {
                 entry,
                 container,
                 state: &state,
                 health,
-                health_reason: None,
+                health_reason: problem.as_deref(),
                 last_probe_at: track.last_probe_at,
                 usage: container.and_then(|container| self.shared.samples.of(&container.id)),
             };
