@@ -23,9 +23,7 @@ pub use credentials::RegistryCredentials;
 pub use intent::{Departure, DeploymentId, Failure, FailureKind, Intent};
 pub use network::{Destination, Egress, Network};
 pub use reference::{Reference, Unresolved};
-pub use secrets::{
-    Confidential, Provider, SecretForm, SecretName, SecretSources, SecretValues, fetched_again_after,
-};
+pub use secrets::{Confidential, Provider, SecretForm, SecretName, SecretSources, SecretValues, fetched_again_after};
 pub use spec::{
     Capability, Environment, HostPort, ImageReference, Limits, McpServer, Port, PortProtocol, Process, RestartPolicy,
     Sandbox, Spec, SpecHash, Volume,

@@ -3,7 +3,7 @@
 pub mod durable;
 pub mod identity;
 pub mod ledger;
-pub mod vault;
 mod state_dir;
+pub mod vault;
 
 pub use state_dir::{StateDir, StateDirError};

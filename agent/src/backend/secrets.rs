@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use dtma_api::secrets::{SecretsAnswer, SecretsRequest};
 use dtma_api::Token;
+use dtma_api::secrets::{SecretsAnswer, SecretsRequest};
 use jiff::Timestamp;
 use secrecy::SecretString;
 use tokio::sync::watch;
@@ -121,4 +121,123 @@ fn sorted(answer: SecretsAnswer, wanted: &SecretsWanted) -> Result<FetchedSecret
         return Err(no("the backend gave secrets that have expired"));
     }
     Ok(FetchedSecrets { values, expires_at: first })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeSet, VecDeque};
+    use std::net::Ipv4Addr;
+    use std::sync::{Arc, Mutex};
+
+    use axum::http::{HeaderMap, StatusCode, header};
+    use axum::{Json, Router, routing::post};
+    use serde_json::{Value, json};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::instance::Provider;
+
+    type Calls = Arc<Mutex<Vec<(String, Value)>>>;
+
+    /// A backend that answers with these in turn, and what it was asked.
+    async fn backend(replies: Vec<(u16, Value)>) -> (BackendSecrets, watch::Sender<Option<Access>>, Calls) {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let (replies, calls) = (Arc::new(Mutex::new(VecDeque::from(replies))), Calls::default());
+        let seen = Arc::clone(&calls);
+        let answer = move |headers: HeaderMap, Json(body): Json<Value>| {
+            let bearer = headers[header::AUTHORIZATION].to_str().unwrap().to_owned();
+            seen.lock().unwrap().push((bearer, body));
+            let (status, body) = replies.lock().unwrap().pop_front().unwrap();
+            std::future::ready((StatusCode::from_u16(status).unwrap(), Json(body)))
+        };
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let base_url = format!("http://{}/agent/v1", listener.local_addr().unwrap());
+        let router = Router::new().route("/agent/v1/fetch-tool-secrets", post(answer));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let client = BackendClient::new(&base_url, Duration::from_secs(5)).unwrap();
+        let access = Access { client, bearer: Token::from("own".to_owned()) };
+        let (sender, receiver) = watch::channel(Some(access));
+        (BackendSecrets(receiver), sender, calls)
+    }
+
+    fn wanted(all: bool, providers: &[&str]) -> SecretsWanted {
+        SecretsWanted {
+            instance: "one".parse().unwrap(),
+            account_tool_instance_id: "id-1".parse().unwrap(),
+            all,
+            providers: providers.iter().map(|text| Provider::try_from((*text).to_owned()).unwrap()).collect(),
+        }
+    }
+
+    fn names(fetched: &FetchedSecrets) -> BTreeSet<&str> {
+        fetched.values.0.keys().map(SecretName::as_str).collect()
+    }
+
+    #[tokio::test]
+    async fn an_old_backends_answer_and_a_new_ones_are_both_understood() {
+        let at = Timestamp::now() + Duration::from_secs(3600);
+        let old = json!({ "secrets": { "API_KEY": "a", "NOT_SET": null, "not a name": "b", "GITHUB_TOKEN": "g" } });
+        let new =
+            json!({ "success": true, "secrets": {}, "oauth": { "github": { "access_token": "g", "expires_at": at } } });
+        let (secrets, _access, calls) = backend(vec![(200, old.clone()), (200, old), (200, new)]).await;
+        let everything = secrets.fetch(&wanted(true, &[])).await.unwrap();
+        assert_eq!(names(&everything), ["API_KEY", "GITHUB_TOKEN"].into());
+        let of_github = ["GITHUB_PERSONAL_ACCESS_TOKEN", "GITHUB_TOKEN", "OAUTH_GITHUB_ACCESS_TOKEN"];
+        for expires_at in [None, Some(at)] {
+            let fetched = secrets.fetch(&wanted(false, &["github"])).await.unwrap();
+            assert_eq!(names(&fetched), of_github.into(), "and nothing that wasn't asked for");
+            assert_eq!(fetched.expires_at, expires_at);
+            assert!(fetched.values.0.keys().all(|name| fetched.values.expose(name) == Some("g")));
+        }
+        let (bearer, body) = calls.lock().unwrap().last().cloned().unwrap();
+        let asked = json!({
+            "tool_instance_db_id": "id-1", "accountToolInstanceId": "id-1", "instanceNameOnToolbox": "one",
+            "requiredOAuthProviders": ["github"],
+        });
+        assert_eq!((bearer.as_str(), body), ("Bearer own", asked));
+    }
+
+    #[tokio::test]
+    async fn what_is_missing_or_of_no_use_is_said_without_a_value() {
+        let past = Timestamp::now() - Duration::from_secs(1);
+        let cases = [
+            (200, json!({ "secrets": { "A": "hunter2" } }), "no access token of github"),
+            (200, json!({ "oauth": { "github": { "access_token": "hunter2", "expires_at": past } } }), "have expired"),
+            (200, json!({ "oauth": { "github": { "access_token": "hunter2\u{0}" } } }), "without NUL"),
+            (200, json!({ "secrets": ["hunter2"] }), "was not understood"),
+            (403, json!({ "success": false, "code": "not_yours", "error": "not yours" }), "not yours"),
+            (404, json!({ "success": false, "code": "unknown", "error": "never heard of it" }), "never heard of it"),
+        ];
+        let replies = cases.iter().map(|(status, body, _)| (*status, body.clone())).collect();
+        let (secrets, _access, calls) = backend(replies).await;
+        for (number, (_, _, expected)) in cases.iter().enumerate() {
+            let error = secrets.fetch(&wanted(false, &["github"])).await.unwrap_err();
+            assert!(error.reason.contains(expected), "{error}");
+            assert!(!format!("{error:?}").contains("hunter2"), "{error}");
+            assert_eq!(calls.lock().unwrap().len(), number + 1, "it is not asked again");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_fails_is_asked_again_with_the_token_of_that_moment() {
+        let failed = (503, json!({ "success": false, "code": "down", "error": "down" }));
+        let good = (200, json!({ "secrets": { "A": "1" } }));
+        let (secrets, _access, calls) =
+            backend(vec![failed.clone(), failed.clone(), good, failed.clone(), failed.clone(), failed]).await;
+        assert_eq!(names(&secrets.fetch(&wanted(true, &[])).await.unwrap()), ["A"].into());
+        assert_eq!(calls.lock().unwrap().len(), 3);
+        assert!(secrets.fetch(&wanted(true, &[])).await.unwrap_err().reason.contains("down"));
+        assert_eq!(calls.lock().unwrap().len(), 6, "and no more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_without_backend_says_so_and_one_that_is_still_enrolling_too() {
+        let (sender, receiver) = watch::channel(None);
+        let secrets = BackendSecrets(receiver);
+        let error = secrets.fetch(&wanted(true, &[])).await.unwrap_err();
+        assert!(error.reason.contains("no token of its own yet"), "{error}");
+        drop(sender);
+        let error = secrets.fetch(&wanted(true, &[])).await.unwrap_err();
+        assert!(error.reason.contains("OFFLINE_MODE"), "{error}");
+    }
 }

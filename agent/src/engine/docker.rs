@@ -37,8 +37,8 @@ use super::{
     Container, ContainerId, Engine, EngineError, Exec, ExecError, Executed, HeldImage, Image, Link, LogLine,
     LogOptions, Usage, Volumes,
 };
-use crate::store::vault::Vault;
 use crate::instance::{DeploymentId, ImageReference, PortProtocol, RegistryCredentials, Spec};
+use crate::store::vault::Vault;
 
 /// How long Docker may take to begin its answer. Starting a container on a busy disk is the slowest.
 const ANSWER_SECONDS: u64 = 120;

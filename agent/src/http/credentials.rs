@@ -28,10 +28,7 @@ pub(super) fn routes<T: Table>(table: T) -> T {
     })
 }
 
-async fn refresh(
-    State(instances): State<Instances>,
-    Named(name): Named,
-) -> Result<Json<RefreshAnswer>, ApiError> {
+async fn refresh(State(instances): State<Instances>, Named(name): Named) -> Result<Json<RefreshAnswer>, ApiError> {
     let data = instances.refresh_secrets(&name).await.map_err(rejected)?;
     let message = match (data.changed, data.restarting) {
         (_, true) => format!("the secrets of {name} were fetched, and its server is being started with them"),

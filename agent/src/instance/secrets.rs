@@ -150,9 +150,8 @@ impl TryFrom<String> for Provider {
 
     fn try_from(text: String) -> Result<Self, InvalidProvider> {
         let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_' || byte == b'-';
-        let valid = text.len() <= 64
-            && text.as_bytes().first().is_some_and(u8::is_ascii_lowercase)
-            && text.bytes().all(letter);
+        let valid =
+            text.len() <= 64 && text.as_bytes().first().is_some_and(u8::is_ascii_lowercase) && text.bytes().all(letter);
         if valid { Ok(Self(text)) } else { Err(InvalidProvider) }
     }
 }
@@ -263,9 +262,7 @@ mod tests {
 
     #[test]
     fn what_expires_is_fetched_again_well_before() {
-        let after = |seconds: i64| {
-            fetched_again_after(Timestamp::UNIX_EPOCH, Timestamp::from_second(seconds).unwrap())
-        };
+        let after = |seconds: i64| fetched_again_after(Timestamp::UNIX_EPOCH, Timestamp::from_second(seconds).unwrap());
         assert_eq!(after(3600), Duration::from_secs(2880));
         assert_eq!(after(900), Duration::from_secs(600));
         assert_eq!(after(120), Duration::from_secs(60));

@@ -123,7 +123,9 @@ pub enum Rejection {
         failure: Failure,
     },
     /// All its secrets came with its deploy, or it has none.
-    #[error("the instance {0} has no secrets that could be fetched: it was deployed without secretsFrom and requiredOAuthProviders")]
+    #[error(
+        "the instance {0} has no secrets that could be fetched: it was deployed without secretsFrom and requiredOAuthProviders"
+    )]
     NothingToFetch(InstanceName),
     /// Secrets can't be kept, so nothing was done.
     #[error("the secrets could not be kept in memory")]

@@ -195,7 +195,11 @@ impl Shared {
         match &result {
             Ok(applied) => {
                 let wait = applied.expires_at.map(|at| fetched_again_after(Timestamp::now(), at).max(SHORTEST_PAUSE));
-                *account = Account { due: wait.map(|wait| Instant::now() + wait), alone: Arc::clone(&alone), ..Account::default() };
+                *account = Account {
+                    due: wait.map(|wait| Instant::now() + wait),
+                    alone: Arc::clone(&alone),
+                    ..Account::default()
+                };
             }
             Err(failure) => {
                 // What never was there is fetched by the work that needs it.

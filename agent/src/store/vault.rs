@@ -319,7 +319,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let vault = Vault::new(directory.path(), "main", true);
         assert_eq!(vault.held(&ONE).unwrap(), None);
-        assert_eq!(vault.give(&ONE, &values(&[("A", "1"), ("B", "2")])).unwrap(), Written { made: true, changed: true });
+        assert_eq!(
+            vault.give(&ONE, &values(&[("A", "1"), ("B", "2")])).unwrap(),
+            Written { made: true, changed: true }
+        );
         let folder = std::fs::metadata(vault.folder(&ONE)).unwrap();
         assert_eq!(vault.give(&ONE, &values(&[("A", "1")])).unwrap(), Written::default());
         assert_eq!(vault.give(&ONE, &values(&[("A", "3")])).unwrap(), Written { made: false, changed: true });

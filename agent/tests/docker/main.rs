@@ -12,4 +12,5 @@ mod isolation;
 mod killed;
 mod relay;
 mod schemathesis;
+mod secrets;
 mod updates;

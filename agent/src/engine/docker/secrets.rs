@@ -6,7 +6,9 @@
 
 use std::path::Path;
 
-use bollard::models::{ContainerCreateBody, ImageInspect, Mount, MountBindOptions, MountBindOptionsPropagationEnum, MountType};
+use bollard::models::{
+    ContainerCreateBody, ImageInspect, Mount, MountBindOptions, MountBindOptionsPropagationEnum, MountType,
+};
 
 use crate::instance::{SecretForm, Spec};
 
@@ -131,8 +133,10 @@ mod tests {
             std::fs::write(folder.path().join(name), value).unwrap();
         }
         let script = EXPORT.replace(FOLDER, folder.path().to_str().unwrap());
-        let show = ["sh", "-c", "printf '%s|%s|%s|' \"$NASTY\" \"$f\" \"$1\"; env | grep -c _dtma", "sh", "an argument"];
-        let output = std::process::Command::new("/bin/sh").args(["-c", &script, "secrets"]).args(show).output().unwrap();
+        let show =
+            ["sh", "-c", "printf '%s|%s|%s|' \"$NASTY\" \"$f\" \"$1\"; env | grep -c _dtma", "sh", "an argument"];
+        let output =
+            std::process::Command::new("/bin/sh").args(["-c", &script, "secrets"]).args(show).output().unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{nasty}|x|an argument|0\n"));
     }
 }

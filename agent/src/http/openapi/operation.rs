@@ -100,7 +100,11 @@ pub(in crate::http) const RUNNING: [Failing; 11] = [
     (502, "pull_failed", "the registry can't be reached or broke off"),
     (409, "needs_secrets", "values of `secrets` are gone since the droplet was restarted; repeat the deploy with them"),
     (502, "secrets_unavailable", "the backend does not give the instance's secrets; `error` says why"),
-    (503, "no_secret_store", "secrets can't be kept in memory on this droplet, and nothing was changed; the agent's log says why"),
+    (
+        503,
+        "no_secret_store",
+        "secrets can't be kept in memory on this droplet, and nothing was changed; the agent's log says why",
+    ),
 ];
 
 impl Operation {

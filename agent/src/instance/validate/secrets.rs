@@ -112,7 +112,8 @@ mod tests {
     use super::*;
 
     fn body(more: Value) -> Value {
-        let mut body = json!({ "dockerImageUrl": "busybox", "instanceNameOnToolbox": "one", "accountToolInstanceId": "id" });
+        let mut body =
+            json!({ "dockerImageUrl": "busybox", "instanceNameOnToolbox": "one", "accountToolInstanceId": "id" });
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         body
     }
@@ -168,7 +169,9 @@ mod tests {
         ];
         assert_eq!(paths, all.into());
         assert!(!format!("{refusal:?}").contains("hunter2"), "{refusal:?}");
-        for (key, bad) in [("secrets", json!(7)), ("secretsAs", json!("hunter2")), ("requiredOAuthProviders", json!("x"))] {
+        for (key, bad) in
+            [("secrets", json!(7)), ("secretsAs", json!("hunter2")), ("requiredOAuthProviders", json!("x"))]
+        {
             let refusal = validate(&body(json!({ key: bad })), &Policy::default()).unwrap_err();
             assert_eq!(refusal.faults[0].path, format!("$.{key}"));
         }

@@ -179,7 +179,10 @@ async fn what_the_backend_has_is_fetched_before_the_start_also_after_a_reboot() 
     let denied = failure(agent.instances.deploy(spec.clone(), WAIT).await);
     assert_eq!(denied.kind, FailureKind::SecretsUnavailable);
     assert!(denied.message.contains("nobody there"), "{}", denied.message);
-    assert!(engine.ours().is_empty() && !engine.calls().iter().any(|call| call.starts_with("pull")), "nothing was begun");
+    assert!(
+        engine.ours().is_empty() && !engine.calls().iter().any(|call| call.starts_with("pull")),
+        "nothing was begun"
+    );
 
     source.has(&[("TOKEN", "1")], None);
     agent.instances.deploy(spec, WAIT).await.unwrap();
@@ -248,7 +251,10 @@ async fn a_server_with_secrets_in_its_environment_is_started_anew_when_one_has_c
     assert_eq!(starts(&engine), 1);
     source.has(&[("TOKEN", "2"), ("MORE", "x")], None);
     let other = agent.instances.refresh_secrets(&name("one")).await.unwrap();
-    assert_eq!((other.changed, other.restarting, other.secrets), (true, true, vec!["MORE".to_owned(), "TOKEN".to_owned()]));
+    assert_eq!(
+        (other.changed, other.restarting, other.secrets),
+        (true, true, vec!["MORE".to_owned(), "TOKEN".to_owned()])
+    );
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert_eq!(starts(&engine), 2);
     assert_eq!(agent.state("one"), Some(InstanceState::Running));

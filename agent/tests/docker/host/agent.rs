@@ -20,8 +20,12 @@ use dtma_agent::http::server::ServerState;
 use dtma_agent::http::{self, App};
 use dtma_agent::logs::LogRing;
 use dtma_agent::mcp::Proxy;
-use dtma_agent::reconcile::{self, Instances, ProbeFailure, Prober, Timing, Upstream};
+use dtma_agent::reconcile::{
+    self, FetchedSecrets, Instances, NoSecrets, ProbeFailure, Prober, SecretSource, Secrets, SecretsWanted, Timing,
+    Upstream,
+};
 use dtma_agent::store::ledger::Ledger;
+use dtma_agent::store::vault::Vault;
 use dtma_api::TokenHash;
 use http_body_util::BodyExt as _;
 use jiff::Timestamp;
@@ -56,6 +60,16 @@ impl Prober for AnyAnswer {
     }
 }
 
+/// A backend that has no secrets.
+struct NoBackend;
+
+#[async_trait]
+impl SecretSource for NoBackend {
+    async fn fetch(&self, _: &SecretsWanted) -> Result<FetchedSecrets, NoSecrets> {
+        Err(NoSecrets { reason: "there is no backend".to_owned() })
+    }
+}
+
 /// One agent process, but for its port.
 pub(crate) struct Agent {
     router: Router,
@@ -65,20 +79,31 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn start(host: &Host, state: &Path) -> Self {
+        Self::start_with_vault(host, state, Vault::new(&state.join("no-secrets"), &host.scope, false))
+    }
+
+    /// With another place for secrets than none.
+    pub(crate) fn start_with_vault(host: &Host, state: &Path, vault: Vault) -> Self {
         let timing = Timing { settle: Duration::from_millis(300), ..Timing::default() };
         // However full this machine is: what a full disk does is tested by itself.
         let disks = Disks::new(state, Reserve { bytes: 0, percent: 0 });
-        Self::start_with(host.engine(), state, timing, disks)
+        Self::start_all(host.engine().with_secrets_in(vault.clone()), state, timing, disks, vault)
     }
 
     /// With another engine, another patience, or other disks.
     pub(crate) fn start_with(engine: DockerEngine, state: &Path, timing: Timing, disks: Disks) -> Self {
+        let vault = Vault::new(&state.join("no-secrets"), "main", false);
+        Self::start_all(engine, state, timing, disks, vault)
+    }
+
+    fn start_all(engine: DockerEngine, state: &Path, timing: Timing, disks: Disks, vault: Vault) -> Self {
         let shutdown = CancellationToken::new();
         let (instances, task) = reconcile::start(reconcile::Parts {
             engine: Arc::new(engine),
             ledger: Ledger::open(state, Timestamp::now()).unwrap(),
             prober: Arc::new(AnyAnswer),
             disks: Arc::new(disks),
+            secrets: Secrets { vault, source: Arc::new(NoBackend) },
             timing,
             shutdown: shutdown.clone(),
         });
