@@ -1,4 +1,4 @@
-//! What survives a restart: the state directory and the files in it.
+//! What survives a restart: the state directory and the files in it, and, in memory and until a reboot only, the vault of secrets.
 
 pub mod durable;
 pub mod identity;

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Fault;
-use crate::instance::{Egress, SecretsAs, PullPolicy, Transport, VolumeRequest};
+use crate::instance::{Egress, PullPolicy, SecretsAs, Transport, VolumeRequest};
 use crate::template::{LimitsView, SandboxView};
 use crate::{AccountToolInstanceId, GroupId, InstanceName};
 
