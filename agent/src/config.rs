@@ -38,6 +38,10 @@ pub struct Settings {
     pub disk_reserve: Reserve,
     /// `DTMA_IMAGE_KEEP_DAYS`: how long an image the agent pulled is kept after its last use. 7.
     pub image_max_age: Duration,
+    /// `DTMA_SECRETS_DIR`: where values of secrets are kept; a folder on a tmpfs. `/run/dtma/secrets`.
+    pub secrets_dir: PathBuf,
+    /// `DTMA_SECRETS_ON_DISK`: what becomes of secrets where that folder is on a disk, `refuse` or `allow`.
+    pub secrets_on_disk: bool,
     /// `RUST_LOG`: what is logged. `info`.
     pub log_filter: String,
 }
@@ -106,7 +110,7 @@ impl fmt::Display for SettingsError {
     }
 }
 
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 13] = [
     "DTMA_STATE_DIR",
     "DTMA_TLS",
     "DTMA_PLAINTEXT",
@@ -118,6 +122,8 @@ const NAMES: [&str; 11] = [
     "DTMA_DISK_RESERVE_MB",
     "DTMA_DISK_RESERVE_PERCENT",
     "DTMA_IMAGE_KEEP_DAYS",
+    "DTMA_SECRETS_DIR",
+    "DTMA_SECRETS_ON_DISK",
 ];
 
 /// Longest `DTMA_SCOPE`: it is part of the names of networks and volumes.
@@ -141,7 +147,7 @@ impl Settings {
         let mut reader = Reader::new(variables);
         let settings = Self {
             port: reader.port(),
-            state_dir: reader.state_dir(),
+            state_dir: reader.folder("DTMA_STATE_DIR", "/var/lib/dtma"),
             tls: reader.tls(),
             plaintext: reader.word(
                 "DTMA_PLAINTEXT",
@@ -159,6 +165,8 @@ impl Settings {
             scope: reader.scope(),
             disk_reserve: reader.disk_reserve(),
             image_max_age: reader.image_max_age(),
+            secrets_dir: reader.folder("DTMA_SECRETS_DIR", "/run/dtma/secrets"),
+            secrets_on_disk: reader.word("DTMA_SECRETS_ON_DISK", &[("refuse", false), ("allow", true)], false),
             log_filter: reader.log_filter(),
         };
         if settings.caller_keys.is_empty() && !matches!(settings.backend, Backend::Provisioner { .. }) {
@@ -226,10 +234,10 @@ impl Reader {
         }
     }
 
-    fn state_dir(&mut self) -> PathBuf {
-        let path = PathBuf::from(self.get("DTMA_STATE_DIR").unwrap_or("/var/lib/dtma"));
+    fn folder(&mut self, variable: &str, default: &str) -> PathBuf {
+        let path = PathBuf::from(self.get(variable).unwrap_or(default));
         if !path.is_absolute() {
-            self.fault("DTMA_STATE_DIR", "must be an absolute path");
+            self.fault(variable, "must be an absolute path");
         }
         path
     }
@@ -416,6 +424,7 @@ mod tests {
         assert_eq!(settings.public_status, PublicStatus::Liveness);
         assert_eq!(settings.state_dir, PathBuf::from("/var/lib/dtma"));
         assert_eq!(settings.scope, "main");
+        assert_eq!((settings.secrets_dir, settings.secrets_on_disk), (PathBuf::from("/run/dtma/secrets"), false));
         assert_eq!(settings.disk_reserve, Reserve { bytes: 512 << 20, percent: 5 });
         assert_eq!(settings.image_max_age, Duration::from_secs(604_800));
         let Backend::Provisioner { base_url, enrolment_token: Some(token) } = settings.backend else {

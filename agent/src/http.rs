@@ -1,6 +1,7 @@
 //! The agent's HTTP API: parses requests, calls what knows, maps errors. It decides nothing about instances.
 
 pub mod callers;
+mod credentials;
 pub mod error;
 pub mod events;
 pub mod frame;
@@ -120,6 +121,7 @@ fn table<T: Table>(table: T) -> T {
     let table = tools::routes(table);
     let table = validation::routes(table);
     let table = groups::routes(table);
+    let table = credentials::routes(table);
     let table = events::routes(table);
     mcp::routes(table)
 }

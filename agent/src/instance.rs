@@ -11,6 +11,7 @@ mod image;
 pub mod intent;
 pub mod network;
 pub mod reference;
+pub mod secrets;
 mod shown;
 pub mod spec;
 pub mod state;
@@ -24,6 +25,7 @@ pub use health::HealthCheck;
 pub use intent::{Departure, DeploymentId, Failure, FailureKind, Intent};
 pub use network::{Destination, Egress, Network};
 pub use reference::{Reference, Unresolved};
+pub use secrets::{Confidential, Provider, SecretForm, SecretName, SecretSources, SecretValues, fetched_again_after};
 pub use spec::{
     Capability, Environment, HostPort, ImageReference, Limits, McpServer, Port, PortProtocol, Process, RestartPolicy,
     Sandbox, Spec, SpecHash, Volume,
@@ -32,6 +34,6 @@ pub use state::State;
 pub use template::Template;
 pub use update::{Course, HealthGate, LastUpdate, Update};
 pub use validate::{
-    GroupPlan, Policy, Present, Refusal, Review, group_credentials, registry_credentials, review, validate,
-    validate_group, validate_update,
+    GroupPlan, Policy, Present, Refusal, Review, confidential, group_confidential, review, validate, validate_group,
+    validate_update,
 };

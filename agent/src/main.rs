@@ -17,10 +17,11 @@ use dtma_agent::http::frame::{Answered, Gate};
 use dtma_agent::http::server::{Server, ServerState};
 use dtma_agent::http::{self, App, tls};
 use dtma_agent::mcp::{Bridges, McpProber, Proxy};
-use dtma_agent::reconcile::{self, Instances, Timing};
+use dtma_agent::reconcile::{self, Instances, Secrets, Timing};
 use dtma_agent::store::StateDir;
 use dtma_agent::store::identity::Identity;
 use dtma_agent::store::ledger::Ledger;
+use dtma_agent::store::vault::Vault;
 use dtma_agent::{VERSION, logs, system};
 use dtma_api::heartbeat::Heartbeat;
 use jiff::Timestamp;
@@ -120,13 +121,16 @@ async fn run(settings: Settings, logs: logs::LogRing) -> Result<(), Box<dyn Erro
     let disks = Arc::new(Disks::new(state.path(), settings.disk_reserve));
     let system = system::start(Arc::clone(&disks));
 
-    let engine = Arc::new(DockerEngine::connect(settings.docker_host.as_deref())?.scoped(&settings.scope));
+    let vault = Vault::new(&settings.secrets_dir, &settings.scope, settings.secrets_on_disk);
+    let engine = DockerEngine::connect(settings.docker_host.as_deref())?.scoped(&settings.scope);
+    let engine = Arc::new(engine.with_secrets_in(vault.clone()));
     let bridges = Bridges::new(Arc::clone(&engine) as _, shutdown.clone());
     let (instances, mut reconciling) = reconcile::start(reconcile::Parts {
         engine,
         ledger: Ledger::open(state.path(), started_at)?,
         prober: Arc::new(McpProber::new(bridges.clone())),
         disks,
+        secrets: Secrets { vault, source: Arc::new(link.secrets()) },
         timing: Timing { image_max_age: settings.image_max_age, ..Timing::default() },
         shutdown: shutdown.clone(),
     });

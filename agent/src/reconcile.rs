@@ -21,6 +21,7 @@ mod publish;
 mod recover;
 mod residents;
 mod run;
+mod secrets;
 mod status;
 mod usage;
 mod work;
@@ -42,6 +43,7 @@ pub use health::HealthCounts;
 pub use inside::NotInside;
 pub use prune::Pruned;
 pub use run::{Parts, start};
+pub use secrets::{FetchedSecrets, NoSecrets, SecretSource, Secrets, SecretsWanted};
 pub use status::{EngineStatus, PassReport, Snapshot};
 
 /// Where an instance's MCP endpoint is reached from this host.

@@ -39,6 +39,7 @@ fn the_defaults_the_example_names_are_the_agents_own() {
     assert_eq!(named.plaintext, bare.plaintext);
     assert_eq!(named.scope, bare.scope);
     assert_eq!(named.log_filter, bare.log_filter);
+    assert_eq!((named.secrets_dir, named.secrets_on_disk), (bare.secrets_dir, bare.secrets_on_disk));
     assert_eq!((named.disk_reserve, named.image_max_age), (bare.disk_reserve, bare.image_max_age));
     assert!(matches!(named.backend, Backend::Standalone { .. }));
 }

@@ -10,6 +10,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
@@ -22,10 +23,12 @@ use dtma_agent::http::callers::Callers;
 use dtma_agent::http::frame::{Answered, Gate};
 use dtma_agent::http::server::ServerState;
 use dtma_agent::http::{App, Parts, router};
+use dtma_agent::instance::SecretValues;
 use dtma_agent::logs::LogRing;
 use dtma_agent::mcp::{Bridges, McpProber, Proxy};
-use dtma_agent::reconcile::{self, Timing};
+use dtma_agent::reconcile::{self, FetchedSecrets, NoSecrets, SecretSource, Secrets, SecretsWanted, Timing};
 use dtma_agent::store::ledger::Ledger;
+use dtma_agent::store::vault::Vault;
 use dtma_agent::system::Sample;
 use dtma_api::TokenHash;
 use dtma_api::status::AgentStatus;
@@ -39,6 +42,17 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
+
+/// A backend with one secret for everybody.
+struct Backend;
+
+#[async_trait]
+impl SecretSource for Backend {
+    async fn fetch(&self, _: &SecretsWanted) -> Result<FetchedSecrets, NoSecrets> {
+        let values = [("TOKEN".parse().unwrap(), "hunter2".to_owned().into())];
+        Ok(FetchedSecrets { values: SecretValues(values.into()), expires_at: None })
+    }
+}
 
 struct Agent {
     router: Router,
@@ -58,6 +72,10 @@ fn agent() -> Agent {
         ledger: Ledger::open(directory.path(), Timestamp::now()).unwrap(),
         prober: Arc::new(McpProber::new(bridges.clone())),
         disks: Arc::new(Disks::new(directory.path(), Reserve { bytes: 0, percent: 0 })),
+        secrets: Secrets {
+            vault: Vault::new(&directory.path().join("secrets"), "main", true),
+            source: Arc::new(Backend),
+        },
         timing: Timing { observe_every: Duration::from_millis(200), ..Timing::default() },
         shutdown: shutdown.clone(),
     });
@@ -515,4 +533,43 @@ async fn a_restart_is_accepted_and_then_happens() {
     let accepted = agent.call("POST /restart", "").await;
     assert_eq!((accepted.status, accepted.json()["success"].clone()), (StatusCode::ACCEPTED.as_u16(), json!(true)));
     assert!(agent.shutdown.is_cancelled());
+}
+
+#[tokio::test]
+async fn secrets_are_taken_and_fetched_and_never_told() {
+    let agent = agent();
+    let failure = |status, code: &str| (status, code.to_owned());
+    let asked = |name: &str, more: Value| {
+        let mut body = json!({
+            "dockerImageUrl": "registry.example/echo:1", "instanceNameOnToolbox": name,
+            "accountToolInstanceId": format!("id-of-{name}"),
+        });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body.to_string()
+    };
+    let wrong = asked("one", json!({ "secrets": { "KEY": ["hunter3"] }, "secretsFrom": "hunter3" }));
+    let refused = agent.call("POST /tools", wrong).await;
+    assert_eq!(refused.failure(), failure(400, "invalid_request"));
+    assert!(!refused.body.contains("hunter3"), "{}", refused.body);
+
+    let given = asked("one", json!({ "secrets": { "KEY": "hunter3" } }));
+    let looked_at = agent.call("POST /mcp/validate", given.clone()).await;
+    assert_eq!(looked_at.json()["data"]["spec"]["secrets"]["names"], json!(["KEY"]), "{}", looked_at.body);
+    let deployed = agent.call("POST /tools", given).await;
+    assert_eq!(deployed.status, 201, "{}", deployed.body);
+    let nothing = agent.call("POST /mcp/credentials/refresh/one", "").await;
+    assert_eq!(nothing.failure(), failure(409, "nothing_to_fetch"));
+    assert_eq!(
+        agent.call("POST /mcp/credentials/refresh/nobody", "").await.failure(),
+        failure(404, "instance_not_found")
+    );
+
+    let deployed = agent.call("POST /tools", asked("two", json!({ "secretsFrom": "backend" }))).await;
+    assert_eq!(deployed.status, 201, "{}", deployed.body);
+    let fetched = agent.call("POST /mcp/credentials/refresh/id-of-two", "").await;
+    let data = &fetched.json()["data"];
+    assert_eq!((fetched.status, &data["secrets"], &data["changed"]), (200, &json!(["TOKEN"]), &json!(false)));
+    for answer in [looked_at, deployed, fetched, agent.call("GET /tools", "").await] {
+        assert!(!answer.body.contains("hunter"), "{}", answer.body);
+    }
 }

@@ -19,6 +19,25 @@ pub(crate) fn environment_variables(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// `secrets`: what a name has to be, and a value.
+pub(crate) fn secrets(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": ["object", "null"],
+        "maxProperties": 128,
+        "propertyNames": { "pattern": "^(?!_dtma)[A-Za-z_][A-Za-z0-9_]{0,127}$" },
+        "additionalProperties": { "type": "string", "minLength": 1, "maxLength": 65536, "writeOnly": true },
+    })
+}
+
+/// `requiredOAuthProviders`.
+pub(crate) fn providers(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": ["array", "null"],
+        "maxItems": 128,
+        "items": { "type": "string", "pattern": "^[a-z][a-z0-9_-]{0,63}$" },
+    })
+}
+
 /// `resourceLimits.memory`.
 pub(crate) fn memory(_: &mut SchemaGenerator) -> Schema {
     json_schema!({

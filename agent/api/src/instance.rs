@@ -66,10 +66,45 @@ pub struct DeployRequest {
     /// How the MCP server is checked while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
+    /// Secrets by name. Kept in memory only and no part of what makes two deploys the same: another value is taken over where the instance
+    /// is. After a reboot of the droplet they are gone, and the instance is `needs_secrets` until the same deploy brings them again.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "deploy_schema::secrets")]
+    pub secrets: BTreeMap<String, Token>,
+    /// Who has more of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets_from: Option<SecretsFrom>,
+    /// How its server finds them; `files` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets_as: Option<SecretsAs>,
+    /// OAuth providers, `github` for one, whose access tokens the backend has. Each is called `OAUTH_{PROVIDER}_ACCESS_TOKEN`, and what
+    /// that provider's programs look for (`GITHUB_TOKEN`); it is fetched again before it expires.
+    #[serde(default, rename = "requiredOAuthProviders", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "deploy_schema::providers")]
+    pub required_oauth_providers: Vec<String>,
     /// For the registry the image comes from. Kept in memory only and no part of what makes two deploys the same; after a restart of the
     /// agent a deploy of the same spec brings them again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registry_credentials: Option<RegistryLogin>,
+}
+
+/// Who has secrets that don't come with the deploy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SecretsFrom {
+    /// The backend the agent reports to: all it has for this instance.
+    Backend,
+}
+
+/// How a server finds its secrets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SecretsAs {
+    /// As files `/run/secrets/{NAME}`, which always hold the present values. `{NAME}_FILE` says where, for those known by name.
+    Files,
+    /// As environment variables too. They are set by a shell in the container as its server starts, so that Docker never sees them; the
+    /// image needs `/bin/sh` and `cat`. A value that changes later starts the server anew.
+    Environment,
 }
 
 /// What a registry wants to see: either `username` and `password`, or `identityToken`.
@@ -160,6 +195,10 @@ impl DeployRequest {
             egress: None,
             pull_policy: None,
             health_check: None,
+            secrets: BTreeMap::new(),
+            secrets_from: None,
+            secrets_as: None,
+            required_oauth_providers: Vec::new(),
             registry_credentials: None,
         }
     }
@@ -389,6 +428,8 @@ pub enum InstanceState {
     Stopping,
     /// It is stopped, as asked.
     Stopped,
+    /// It should run, and a secret it needs isn't there; `error` says whose turn it is.
+    NeedsSecrets,
     /// It should run and doesn't; tried again later.
     Failed,
     /// It is being removed.
@@ -411,6 +452,8 @@ pub enum InstallationStatus {
     Stopping,
     /// Stopped.
     Stopped,
+    /// It waits for secrets.
+    PendingConfig,
     /// It should run and doesn't.
     ErrorRuntime,
     /// It could not be deployed.

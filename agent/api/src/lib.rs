@@ -18,6 +18,7 @@ pub mod id;
 pub mod instance;
 pub mod output;
 pub mod pin;
+pub mod secrets;
 pub mod status;
 pub mod template;
 pub mod token;

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Fault;
-use crate::instance::{Egress, PullPolicy, Transport, VolumeRequest};
+use crate::instance::{Egress, PullPolicy, SecretsAs, Transport, VolumeRequest};
 use crate::template::{LimitsView, SandboxView};
 use crate::{AccountToolInstanceId, GroupId, InstanceName};
 
@@ -87,6 +87,22 @@ pub struct SpecView {
     pub group_id: Option<GroupId>,
     /// Where it may connect to.
     pub egress: Egress,
+    /// Its secrets, where it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets: Option<SecretsView>,
+}
+
+/// Which secrets an instance has; never their values.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SecretsView {
+    /// What those are called that are known by name.
+    pub names: Vec<String>,
+    /// The backend has more.
+    pub from_backend: bool,
+    /// Providers whose access tokens are fetched.
+    pub providers: Vec<String>,
+    /// How its server finds them.
+    pub given_as: SecretsAs,
 }
 
 /// How an MCP server is checked, with everything a deploy left to the agent.

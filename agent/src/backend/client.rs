@@ -1,4 +1,4 @@
-//! The two calls the agent makes, as HTTP.
+//! The calls the agent makes, as HTTP.
 
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzzed;
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use dtma_api::enrolment::{EnrolmentAnswer, EnrolmentRequest};
 use dtma_api::heartbeat::{Directives, Heartbeat};
+use dtma_api::secrets::{SecretsAnswer, SecretsRequest};
 use dtma_api::{Failure, Token};
 use reqwest::{Response, StatusCode};
 use serde::Serialize;
@@ -15,6 +16,8 @@ use serde::de::DeserializeOwned;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// More than any answer needs.
 const MAX_ANSWER_BYTES: usize = 256 * 1024;
+/// Secrets may be files.
+const MAX_SECRETS_BYTES: usize = 2 * 1024 * 1024;
 
 /// A backend at a base URL.
 #[derive(Debug, Clone)]
@@ -125,6 +128,21 @@ impl BackendClient {
         if body.is_empty() { Ok(Directives::default()) } else { parse(operation, &body) }
     }
 
+    /// `POST {base}/fetch-tool-secrets` with the agent's own token.
+    ///
+    /// # Errors
+    /// See [`BackendError`]; nothing of the answer is ever repeated in one.
+    pub async fn fetch_secrets(&self, token: &Token, request: &SecretsRequest) -> Result<SecretsAnswer, BackendError> {
+        let operation = "give secrets";
+        let response = self.post(operation, "fetch-tool-secrets", token, request).await?;
+        let body = body_of(operation, response, MAX_SECRETS_BYTES).await?;
+        serde_json::from_slice(&body).map_err(|error| {
+            // The error's own words may hold a value.
+            let source = format!("line {}, column {}", error.line(), error.column()).into();
+            BackendError::NotUnderstood { operation, source }
+        })
+    }
+
     async fn post(
         &self,
         operation: &'static str,
@@ -159,10 +177,14 @@ fn excerpt(body: &[u8]) -> String {
     String::from_utf8_lossy(body).chars().take(200).collect()
 }
 
-async fn body(operation: &'static str, mut response: Response) -> Result<Vec<u8>, BackendError> {
+async fn body(operation: &'static str, response: Response) -> Result<Vec<u8>, BackendError> {
+    body_of(operation, response, MAX_ANSWER_BYTES).await
+}
+
+async fn body_of(operation: &'static str, mut response: Response, most: usize) -> Result<Vec<u8>, BackendError> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|source| BackendError::NoAnswer { operation, source })? {
-        if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+        if body.len() + chunk.len() > most {
             return Err(BackendError::NotUnderstood { operation, source: "it is far too long".into() });
         }
         body.extend_from_slice(&chunk);

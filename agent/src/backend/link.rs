@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::client::{BackendClient, BackendError};
 use super::pace::{backoff, chance, jittered};
+use super::secrets::{Access, BackendSecrets};
 use crate::config::Backend;
 use crate::http::callers::Callers;
 use crate::store::identity::{Enrolment, Identity};
@@ -118,6 +119,7 @@ pub struct NoToken;
 pub struct Link {
     kind: Kind,
     state: watch::Sender<LinkState>,
+    access: watch::Sender<Option<Access>>,
     patience: Patience,
 }
 
@@ -161,12 +163,17 @@ impl Link {
                 }
             }
         };
-        Ok(Self { kind, state: watch::Sender::new(state), patience })
+        Ok(Self { kind, state: watch::Sender::new(state), access: watch::Sender::new(None), patience })
     }
 
     /// How it stands, now and from now on.
     pub fn state(&self) -> watch::Receiver<LinkState> {
         self.state.subscribe()
+    }
+
+    /// The backend as a source of secrets, once there is one that knows this agent.
+    pub fn secrets(&self) -> BackendSecrets {
+        BackendSecrets(self.access.subscribe())
     }
 
     /// Whether there is anybody to report to.
@@ -176,7 +183,7 @@ impl Link {
 
     /// Reports for as long as the agent runs; an offline agent's link ends at once.
     pub async fn run(self, reporting: Reporting) {
-        let Self { kind, state, patience } = self;
+        let Self { kind, state, access, patience } = self;
         let base_url = match &kind {
             Kind::Offline => return,
             Kind::Standalone { base_url, .. } | Kind::Enrolled { base_url, .. } | Kind::Enrolling { base_url, .. } => {
@@ -186,17 +193,19 @@ impl Link {
         let client = client(base_url, patience).await;
         let mut reporter = match kind {
             Kind::Offline => return,
-            Kind::Standalone { bearer, .. } => Reporter { client, bearer, enrolled: None, reporting, state, patience },
+            Kind::Standalone { bearer, .. } => {
+                Reporter { client, bearer, enrolled: None, reporting, state, access, patience }
+            }
             Kind::Enrolled { identity, enrolment, .. } => {
                 let bearer = enrolment.bearer_token.clone();
-                Reporter { client, bearer, enrolled: Some((identity, enrolment)), reporting, state, patience }
+                Reporter { client, bearer, enrolled: Some((identity, enrolment)), reporting, state, access, patience }
             }
             Kind::Enrolling { identity, token, .. } => {
                 let (identity, enrolment) = enrol(&client, identity, &token, &state, patience).await;
                 reporting.callers.set_keys(accepted(&reporting.own_keys, &enrolment.settings));
                 state.send_replace(LinkState::Linked { taken: 0, failing: 0, problem: None });
                 let bearer = enrolment.bearer_token.clone();
-                Reporter { client, bearer, enrolled: Some((identity, enrolment)), reporting, state, patience }
+                Reporter { client, bearer, enrolled: Some((identity, enrolment)), reporting, state, access, patience }
             }
         };
         reporter.run().await;
@@ -272,11 +281,13 @@ struct Reporter {
     enrolled: Option<(Identity, Enrolment)>,
     reporting: Reporting,
     state: watch::Sender<LinkState>,
+    access: watch::Sender<Option<Access>>,
     patience: Patience,
 }
 
 impl Reporter {
     async fn run(&mut self) {
+        self.publish_access();
         let mut failures = 0;
         loop {
             let generation = self.enrolled.as_ref().map(|(_, enrolment)| enrolment.settings.generation);
@@ -373,7 +384,13 @@ impl Reporter {
         self.reporting.callers.set_keys(accepted(&self.reporting.own_keys, &next.settings));
         self.bearer = next.bearer_token.clone();
         *enrolment = next;
+        self.publish_access();
         true
+    }
+
+    /// Others may ask the backend with the present token.
+    fn publish_access(&self) {
+        self.access.send_replace(Some(Access { client: self.client.clone(), bearer: self.bearer.clone() }));
     }
 }
 

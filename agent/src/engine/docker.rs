@@ -10,6 +10,7 @@ mod images;
 mod make;
 mod network;
 mod read;
+mod secrets;
 mod stats;
 
 use std::collections::HashMap;
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, EventsOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
     ListVolumesOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptions,
@@ -37,6 +39,7 @@ use super::{
     LogOptions, Usage, Volumes,
 };
 use crate::instance::{DeploymentId, ImageReference, PortProtocol, RegistryCredentials, Spec};
+use crate::store::vault::Vault;
 
 /// How long Docker may take to begin its answer. Starting a container on a busy disk is the slowest.
 const ANSWER_SECONDS: u64 = 120;
@@ -61,6 +64,8 @@ pub struct DockerEngine {
     /// Read-held while a container is made that is to be on one, held alone while one is removed.
     creating: RwLock<()>,
     pull_idle: Duration,
+    /// Where containers' secrets are.
+    vault: Option<Vault>,
 }
 
 #[derive(Debug, Clone)]
@@ -94,6 +99,7 @@ impl DockerEngine {
             making: Mutex::default(),
             creating: RwLock::default(),
             pull_idle: PULL_IDLE,
+            vault: None,
         })
     }
 
@@ -110,6 +116,39 @@ impl DockerEngine {
     pub fn pull_idle(mut self, idle: Duration) -> Self {
         self.pull_idle = idle;
         self
+    }
+
+    /// The same engine, with secrets for its containers in `vault`, which has to be on the engine's host.
+    #[must_use]
+    pub fn with_secrets_in(mut self, vault: Vault) -> Self {
+        self.vault = Some(vault);
+        self
+    }
+
+    /// Adds its secrets to the description of a container.
+    async fn give_secrets(
+        &self,
+        docker: &Docker,
+        body: &mut ContainerCreateBody,
+        spec: &Spec,
+        deployment: &DeploymentId,
+    ) -> Result<(), EngineError> {
+        const OPERATION: &str = "create the container";
+        if spec.secrets.is_none() {
+            return Ok(());
+        }
+        let Some(vault) = &self.vault else {
+            let message = "this agent keeps no secrets".to_owned();
+            return Err(EngineError::Refused { operation: OPERATION, message });
+        };
+        let image = if secrets::wraps(spec) {
+            let about = docker.inspect_image(spec.image.as_str()).await.map_err(|error| sort(OPERATION, error))?;
+            secrets::Start::of(about)
+        } else {
+            secrets::Start::default()
+        };
+        secrets::give(body, spec, &vault.folder(deployment), image);
+        Ok(())
     }
 
     /// The connection, made and its API version agreed on when there is none.
@@ -241,7 +280,8 @@ impl Engine for DockerEngine {
             Link::Open | Link::Closed | Link::Group(_) | Link::GroupOpen(_) => make::Place::default(),
         };
         let options = CreateContainerOptionsBuilder::new().name(name).build();
-        let body = make::container(spec, *deployment, &self.scope, place);
+        let mut body = make::container(spec, *deployment, &self.scope, place);
+        self.give_secrets(&docker, &mut body, spec, deployment).await?;
         match docker.create_container(Some(options), body).await {
             Ok(answer) => {
                 let id = ContainerId(answer.id);

@@ -23,7 +23,7 @@ use super::tools::failures::rejected;
 use super::tools::params::Parameters;
 use super::tools::routes::NOT_VALID;
 use super::tools::{json, policy, refused};
-use crate::instance::{group_credentials, validate_group};
+use crate::instance::{group_confidential, validate_group};
 use crate::reconcile::Instances;
 
 /// Largest body of a group: as many servers as it may have, each with the largest environment anybody uses.
@@ -87,7 +87,7 @@ async fn deploy(
     let (id, atomic, total) = (plan.id.clone(), plan.atomic, plan.servers.len());
     let warnings = std::mem::take(&mut plan.warnings);
     let deployment =
-        app.parts().instances.deploy_group_with(plan, group_credentials(&body), wait).await.map_err(rejected)?;
+        app.parts().instances.deploy_group_with(plan, group_confidential(&body), wait).await.map_err(rejected)?;
     let mut errors: BTreeMap<String, Failure> = BTreeMap::new();
     let mut deployed = Vec::new();
     let (mut settled, mut created) = (0, 0);
@@ -208,7 +208,9 @@ fn runs(view: &InstanceView) -> bool {
 }
 
 fn has_failed(view: &InstanceView) -> bool {
-    view.state == InstanceState::Failed || view.crash_looping || (runs(view) && view.health == Health::Unhealthy)
+    matches!(view.state, InstanceState::Failed | InstanceState::NeedsSecrets)
+        || view.crash_looping
+        || (runs(view) && view.health == Health::Unhealthy)
 }
 
 fn is_coming(view: &InstanceView) -> bool {

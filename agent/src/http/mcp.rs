@@ -201,6 +201,10 @@ fn away(instances: &Instances, name: &InstanceName) -> ApiError {
             "instance_stopped",
             format!("the instance {name} is stopped; POST /tools/{name}/start starts it"),
         ),
+        InstanceState::NeedsSecrets => {
+            let why = view.error.unwrap_or_else(|| "it has to be deployed again with its secrets".to_owned());
+            unavailable("instance_needs_secrets", format!("the instance {name} does not run: {why}"))
+        }
         InstanceState::Failed => {
             let why = view.error.unwrap_or_else(|| "the reason is in its log".to_owned());
             unavailable("instance_failed", format!("the instance {name} does not run: {why}"))

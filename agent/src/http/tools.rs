@@ -25,7 +25,7 @@ use self::params::{Named, Parameters};
 pub(super) use self::routes::{MAX_BODY, routes};
 use super::App;
 use super::error::ApiError;
-use crate::instance::{Policy, Present, Refusal, registry_credentials, validate, validate_update};
+use crate::instance::{Policy, Present, Refusal, confidential, validate, validate_update};
 use crate::reconcile::{Instances, Rejection, Removal, Settled};
 
 /// Answer of `GET /tools`: [`dtma_api::instance::InstanceList`] without owning the instances; a test holds the two together.
@@ -56,8 +56,8 @@ async fn deploy(
     let wait = parameters.wait()?;
     let body = json(body)?;
     let (spec, warnings) = validate(&body, &policy(&app)).map_err(refused)?;
-    let (name, credentials) = (spec.name.clone(), registry_credentials(&body));
-    let deployment = app.parts().instances.deploy_with(spec, credentials, wait).await.map_err(rejected)?;
+    let (name, confidential) = (spec.name.clone(), confidential(&body));
+    let deployment = app.parts().instances.deploy_with(spec, confidential, wait).await.map_err(rejected)?;
     let (status, message) = match (deployment.settled, deployment.created) {
         (false, _) => {
             (StatusCode::ACCEPTED, format!("{name} is being deployed; GET /tools/{name} tells how far it is"))
@@ -86,7 +86,7 @@ async fn update(
     let policy = Policy { group, shared_network, ..policy(&app) };
     let body = json(body)?;
     let (spec, gate, warnings) = validate_update(&body, present, &policy).map_err(refused)?;
-    let updated = instances.update_with(spec, gate, registry_credentials(&body), wait).await.map_err(rejected)?;
+    let updated = instances.update_with(spec, gate, confidential(&body), wait).await.map_err(rejected)?;
     let (status, message) = match (updated.settled, updated.already) {
         (false, _) => (
             StatusCode::ACCEPTED,

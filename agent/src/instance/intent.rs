@@ -48,6 +48,13 @@ pub struct Failure {
     pub log: Vec<String>,
 }
 
+impl Failure {
+    /// It waits for secrets, whoever has them.
+    pub fn lacks_secrets(&self) -> bool {
+        matches!(self.kind, FailureKind::NeedsSecrets | FailureKind::SecretsUnavailable)
+    }
+}
+
 /// What kind of failure it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -83,6 +90,10 @@ pub enum FailureKind {
     NoSpace,
     /// It may only go where its list says, and the agent's proxy, its only way there, can't be opened.
     EgressUnavailable,
+    /// Secrets that came with its deploy are gone, as after a reboot: only whoever deployed it has them.
+    NeedsSecrets,
+    /// The backend doesn't give its secrets.
+    SecretsUnavailable,
     /// Docker failed.
     EngineFailed,
 }

@@ -1,11 +1,12 @@
 //! Specs and templates in the wire's words. Values of environment variables stay behind: callers are told not to put secrets there, and do.
 
-use dtma_api::instance::{Egress as EgressView, VolumeRequest};
+use dtma_api::instance::{Egress as EgressView, SecretsAs, VolumeRequest};
 use dtma_api::template::{LimitsView, SandboxView, TemplateKind, TemplateView};
-use dtma_api::validation::{HealthCheckView, McpView, PublishedPort, SpecView};
+use dtma_api::validation::{HealthCheckView, McpView, PublishedPort, SecretsView, SpecView};
 
 use super::health::HealthCheck;
 use super::network::Egress;
+use super::secrets::{SecretForm, SecretSources};
 use super::spec::{HostPort, Limits, RestartPolicy, Sandbox, Spec};
 use super::template::{Defaults, Template};
 
@@ -28,6 +29,7 @@ impl Spec {
             sandbox,
             network,
             group,
+            secrets,
             mcp,
             health_check,
         } = self;
@@ -66,7 +68,20 @@ impl Spec {
             sandbox: sandbox_view(sandbox),
             group_id: group.clone(),
             egress: egress_view(&network.egress),
+            secrets: Some(secrets).filter(|secrets| !secrets.is_none()).map(secrets_view),
         }
+    }
+}
+
+fn secrets_view(secrets: &SecretSources) -> SecretsView {
+    SecretsView {
+        names: secrets.promised().into_iter().map(String::from).collect(),
+        from_backend: secrets.from_backend,
+        providers: secrets.providers.iter().map(ToString::to_string).collect(),
+        given_as: match secrets.form {
+            SecretForm::Files => SecretsAs::Files,
+            SecretForm::Environment => SecretsAs::Environment,
+        },
     }
 }
 

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::health::HealthCheck;
 use super::network::Network;
+use super::secrets::SecretSources;
 
 /// Everything needed to make an instance's container again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +47,9 @@ pub struct Spec {
     /// The group it was deployed in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupId>,
+    /// Which secrets it has; never their values. Left out where there are none.
+    #[serde(default, skip_serializing_if = "SecretSources::is_none")]
+    pub secrets: SecretSources,
     /// How it is reached, when it is an MCP server.
     pub mcp: Option<McpServer>,
     /// How it is checked, when it is one. Left out where it is the usual, as above.
@@ -408,6 +412,7 @@ pub(crate) mod examples {
             sandbox: Sandbox::default(),
             network: Network::default(),
             group: None,
+            secrets: SecretSources::default(),
             mcp: None,
             health_check: HealthCheck::default(),
         }

@@ -50,6 +50,7 @@ impl State {
             Self::Updating => InstanceState::Updating,
             Self::Stopping => InstanceState::Stopping,
             Self::Stopped => InstanceState::Stopped,
+            Self::Failed { failure, .. } if failure.lacks_secrets() => InstanceState::NeedsSecrets,
             Self::Failed { .. } => InstanceState::Failed,
             Self::Removing => InstanceState::Removing,
         }
@@ -64,6 +65,7 @@ impl State {
             Self::Running => InstallationStatus::Running,
             Self::Stopping => InstallationStatus::Stopping,
             Self::Stopped => InstallationStatus::Stopped,
+            Self::Failed { failure, .. } if failure.lacks_secrets() => InstallationStatus::PendingConfig,
             Self::Restarting | Self::Failed { .. } => InstallationStatus::ErrorRuntime,
             Self::Removing => InstallationStatus::Deleting,
         }

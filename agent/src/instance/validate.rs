@@ -12,6 +12,7 @@ mod group;
 mod health;
 mod host_config;
 mod network;
+mod secrets;
 mod update;
 
 use std::collections::BTreeMap;
@@ -24,10 +25,10 @@ use serde_json::{Map, Value};
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::credentials::fuzzed::credentials as fuzzed_credentials;
 use self::findings::{At, Findings, is_nothing};
-pub use self::group::{GroupPlan, group_credentials, validate_group};
+pub use self::group::{GroupPlan, group_confidential, validate_group};
 use self::host_config::HostConfig;
 pub use self::update::{Present, validate_update};
-use super::RegistryCredentials;
+use super::Confidential;
 use super::network::Network;
 use super::spec::{Environment, ImageReference, McpServer, Process, Spec, Volume};
 use super::template::{Defaults, Template};
@@ -141,6 +142,7 @@ pub fn review(body: &Value, policy: &Policy) -> Review {
     network::warn_of_proxy_variables(&egress, &process.environment, &mut findings);
     not_built(body, &mut findings);
     credentials::read(body, &mut findings);
+    let (secrets, _) = secrets::read(body, &process.environment, &mut findings);
     for path in host.sandbox.tmpfs.keys().filter(|path| volumes.iter().any(|volume| &volume.path == *path)) {
         findings.fault(&root.key("volumes"), format!("{path} is in HostConfig.Tmpfs as well"));
     }
@@ -161,6 +163,7 @@ pub fn review(body: &Value, policy: &Policy) -> Review {
                 sandbox: host.sandbox,
                 network: Network { egress, group: policy.group.clone().filter(|_| policy.shared_network) },
                 group: policy.group.clone(),
+                secrets,
                 mcp,
                 health_check,
             };
@@ -170,9 +173,11 @@ pub fn review(body: &Value, policy: &Policy) -> Review {
     }
 }
 
-/// The registry credentials in a body that [`validate`] has found nothing wrong with.
-pub fn registry_credentials(body: &Value) -> Option<RegistryCredentials> {
-    credentials::read(body.as_object()?, &mut Findings::default())
+/// What is kept in memory only, of a body that [`validate`] has found nothing wrong with.
+pub fn confidential(body: &Value) -> Confidential {
+    let Some(body) = body.as_object() else { return Confidential::default() };
+    let (_, secrets) = secrets::read(body, &Environment::default(), &mut Findings::default());
+    Confidential { registry: credentials::read(body, &mut Findings::default()), secrets }
 }
 
 fn required_text<T: TryFrom<String, Error: std::fmt::Display>>(
@@ -457,12 +462,7 @@ fn session_mode(body: &Map<String, Value>, transport: Transport, findings: &mut 
 /// What the contract has and this version hasn't.
 fn not_built(body: &Map<String, Value>, findings: &mut Findings) {
     let root = At::root();
-    for key in ["secrets", "secretsFrom", "requiredOAuthProviders"] {
-        if body.get(key).is_some_and(|value| !is_nothing(value)) {
-            findings.fault(&root.key(key), "is not supported by this version of the agent");
-        }
-    }
-    const KNOWN: [&str; 19] = [
+    const KNOWN: [&str; 16] = [
         "dockerImageUrl",
         "instanceNameOnToolbox",
         "accountToolInstanceId",
@@ -472,9 +472,6 @@ fn not_built(body: &Map<String, Value>, findings: &mut Findings) {
         "mcpPort",
         "sessionMode",
         "environmentVariables",
-        "requiredOAuthProviders",
-        "secrets",
-        "secretsFrom",
         "resourceLimits",
         "template",
         "volumes",
@@ -483,7 +480,8 @@ fn not_built(body: &Map<String, Value>, findings: &mut Findings) {
         health::KEY,
         credentials::KEY,
     ];
-    findings.only_known(body, &root, &KNOWN);
+    let known: Vec<&str> = KNOWN.into_iter().chain(secrets::KEYS).collect();
+    findings.only_known(body, &root, &known);
 }
 
 #[cfg(test)]

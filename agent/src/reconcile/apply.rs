@@ -31,6 +31,10 @@ impl Loop {
         let shared = Arc::clone(&self.shared);
         let mut desk = shared.desk().await;
         let contents = desk.contents().clone();
+        // A ledger that has yet to be put together again says nothing about what is wanted.
+        if !self.recover {
+            shared.secrets.sweep(contents.entries.values().map(|entry| &**entry));
+        }
         let (now, moment) = (Instant::now(), Moment::now());
         let mut jobs = Vec::new();
         let mut at_work = AtWork::default();
@@ -379,7 +383,7 @@ fn take_health(track: &mut Track, spec: &Spec, reached: &Reached) {
 }
 
 /// How long to wait after the failure number `tries`, counted from 0.
-fn retry_pause(timing: &super::Timing, tries: u32) -> std::time::Duration {
+pub(super) fn retry_pause(timing: &super::Timing, tries: u32) -> std::time::Duration {
     let doubled = 2_u32.checked_pow(tries.min(16)).and_then(|factor| timing.retry_first.checked_mul(factor));
     doubled.unwrap_or(timing.retry_max).min(timing.retry_max)
 }

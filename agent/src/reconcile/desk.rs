@@ -12,6 +12,7 @@ use super::journal::Journal;
 use super::plan::Nudge;
 use super::prune::Prune;
 use super::residents::Residents;
+use super::secrets::{Keeper, Secrets};
 use super::status::Snapshot;
 use super::usage::Samples;
 use crate::disks::Disks;
@@ -37,6 +38,7 @@ pub(super) struct Shared {
     pub(super) sampled: Notify,
     pub(super) disks: Arc<Disks>,
     pub(super) prune: Prune,
+    pub(super) secrets: Keeper,
     write_problem: Mutex<Option<String>>,
 }
 
@@ -138,7 +140,13 @@ impl Desk {
 }
 
 impl Shared {
-    pub(super) fn new(ledger: Ledger, engine: Arc<dyn Engine>, disks: Arc<Disks>, shutdown: CancellationToken) -> Self {
+    pub(super) fn new(
+        ledger: Ledger,
+        engine: Arc<dyn Engine>,
+        disks: Arc<Disks>,
+        secrets: Secrets,
+        shutdown: CancellationToken,
+    ) -> Self {
         let residents = Residents::default();
         let desk = Desk {
             ledger,
@@ -160,6 +168,7 @@ impl Shared {
             sampled: Notify::new(),
             disks,
             prune: Prune::new(),
+            secrets: Keeper::new(secrets),
             write_problem: Mutex::new(None),
         }
     }

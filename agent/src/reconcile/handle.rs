@@ -22,9 +22,10 @@ use super::{Pruned, Upstream, status};
 use crate::egress::EgressProxy;
 use crate::instance::reference;
 use crate::instance::{
-    Departure, DeploymentId, Failure, Intent, LastUpdate, Reference, RegistryCredentials, Spec, State, Unresolved,
+    Confidential, Departure, DeploymentId, Failure, Intent, LastUpdate, Reference, Spec, State, Unresolved,
 };
 use crate::store::ledger::{Contents, Entry, LedgerError};
+use crate::store::vault::VaultError;
 
 /// How long a caller is let wait for the first look at the engine after the agent's start.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
@@ -135,6 +136,14 @@ pub enum Rejection {
         /// Why the new version was taken back.
         failure: Failure,
     },
+    /// All its secrets came with its deploy, or it has none.
+    #[error(
+        "the instance {0} has no secrets that could be fetched: it was deployed without secretsFrom and requiredOAuthProviders"
+    )]
+    NothingToFetch(InstanceName),
+    /// Secrets can't be kept, so nothing was done.
+    #[error("the secrets could not be kept in memory")]
+    Vault(#[source] VaultError),
     /// Another caller wanted something else meanwhile.
     #[error("another request changed the instance {0} meanwhile")]
     Superseded(InstanceName),
@@ -296,19 +305,21 @@ impl Instances {
     /// # Errors
     /// When it can't be accepted, or was tried and failed; then nothing of it is left.
     pub async fn deploy(&self, spec: Spec, wait: Duration) -> Result<Deployment, Rejection> {
-        self.deploy_with(spec, None, wait).await
+        self.deploy_with(spec, Confidential::default(), wait).await
     }
 
-    /// The same, with credentials for the registry its image comes from. They replace those given before, also where the spec is the same.
+    /// The same, with what is kept in memory only: registry credentials and the values of its secrets. They replace those given before, also
+    /// where the spec is the same.
     ///
     /// # Errors
     /// As [`Self::deploy`].
     pub async fn deploy_with(
         &self,
         spec: Spec,
-        credentials: Option<RegistryCredentials>,
+        confidential: impl Into<Confidential> + Send,
         wait: Duration,
     ) -> Result<Deployment, Rejection> {
+        let confidential = confidential.into();
         let deadline = Instant::now() + wait;
         self.engine_answers().await?;
         let name = spec.name.clone();
@@ -316,7 +327,7 @@ impl Instances {
         let (shared, asked) = (Arc::clone(&self.shared), name.clone());
         let accepted = self
             .record(move |desk| {
-                let accepted = accept::deploy(desk, &entry, credentials)?;
+                let accepted = accept::deploy(desk, &entry, confidential, shared.secrets.vault())?;
                 if accepted.created {
                     // Before the desk is left, and with it before the loop begins the work that the next events tell of.
                     shared.journal.write(&asked, "accepted", "the deploy was accepted");

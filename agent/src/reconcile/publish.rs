@@ -50,12 +50,13 @@ impl Loop {
                 _ if busy => (Health::Unknown, None),
                 state => track.health(matches!(state, State::Running | State::Failed { .. }), Instant::now()),
             };
+            let problem = self.shared.secrets.problem(&entry.deployment);
             let facts = Facts {
                 entry,
                 container,
                 state: &state,
                 health,
-                health_reason,
+                health_reason: problem.or(health_reason),
                 last_probe_at: track.supervisor.last_probe_at(),
                 crash_looping: track.crashes.is_looping(),
                 revivals: track.supervisor.restarts(),

@@ -18,7 +18,7 @@ use super::observe::watch;
 use super::plan::Job;
 use super::status::{Departed, EngineStatus, PassReport};
 use super::work::{Gates, Outcome};
-use super::{Prober, Timing, prune, usage};
+use super::{Prober, Secrets, Timing, prune, secrets, usage};
 use crate::disks::Disks;
 use crate::engine::{Container, Engine};
 use crate::instance::{Failure, State};
@@ -34,6 +34,8 @@ pub struct Parts {
     pub prober: Arc<dyn Prober>,
     /// The disks that may get full.
     pub disks: Arc<Disks>,
+    /// Where secrets are kept, and who has those that don't come with a deploy.
+    pub secrets: Secrets,
     /// How patient it is.
     pub timing: Timing,
     /// Ends the loop, between two steps of whatever it does. The containers stay as they are.
@@ -44,7 +46,7 @@ pub struct Parts {
 pub fn start(parts: Parts) -> (Instances, JoinHandle<()>) {
     let (ledger, found) = parts.ledger;
     let (engine, disks, shutdown) = (Arc::clone(&parts.engine), parts.disks, parts.shutdown.clone());
-    let shared = Arc::new(Shared::new(ledger, engine, disks, shutdown));
+    let shared = Arc::new(Shared::new(ledger, engine, disks, parts.secrets, shutdown));
     let instances = Instances::new(Arc::clone(&shared));
     let (reports, inbox) = mpsc::unbounded_channel();
     let run = Loop {
@@ -149,6 +151,7 @@ impl Loop {
             AbortOnDropHandle::new(tokio::spawn(watch(Arc::clone(&self.engine), Arc::clone(&changed)))),
             AbortOnDropHandle::new(tokio::spawn(usage::watch(Arc::clone(&self.shared), self.timing.sample_every))),
             AbortOnDropHandle::new(tokio::spawn(prune::watch(Arc::clone(&self.shared), self.timing))),
+            AbortOnDropHandle::new(tokio::spawn(secrets::watch(Arc::clone(&self.shared), self.timing))),
         ];
         // An engine that is just starting can hold up the first look for long; what was promised can be told without it.
         self.publish().await;

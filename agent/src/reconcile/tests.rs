@@ -10,6 +10,7 @@ mod images;
 mod networks;
 mod properties;
 mod rivals;
+mod secrets;
 mod updates;
 
 use std::collections::BTreeMap;
@@ -90,6 +91,10 @@ struct Agent {
 
 impl Agent {
     fn start(engine: &Arc<FakeEngine>, directory: &Path) -> Self {
+        Self::start_with(engine, directory, Arc::new(secrets::Backend::default()))
+    }
+
+    fn start_with(engine: &Arc<FakeEngine>, directory: &Path, source: Arc<secrets::Backend>) -> Self {
         let answers = Arc::new(Answers::new());
         let shutdown = CancellationToken::new();
         let (instances, task) = start(Parts {
@@ -97,6 +102,7 @@ impl Agent {
             ledger: Ledger::open(directory, Timestamp::UNIX_EPOCH).unwrap(),
             prober: Arc::clone(&answers) as Arc<dyn Prober>,
             disks: Arc::clone(&engine.disks),
+            secrets: Secrets { vault: secrets::vault(directory), source },
             timing: Timing::default(),
             shutdown: shutdown.clone(),
         });

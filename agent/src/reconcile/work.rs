@@ -97,6 +97,11 @@ impl Work {
     pub(super) async fn carry_out(self) -> Outcome {
         let mut progress = Reached { container: None, image_digest: None, answer: None };
         let mut container = self.job.container.clone();
+        match self.have_secrets().await {
+            Ok(()) => {}
+            Err(Stop::Failed(failure)) => return Outcome::Failed(failure),
+            Err(Stop::LookAgain) => return Outcome::LookAgain,
+        }
         for step in &self.job.steps {
             if self.cancel.is_cancelled() {
                 return Outcome::LookAgain;
@@ -134,7 +139,7 @@ impl Work {
     }
 
     /// The version the job is about. A next version that went away meanwhile means that the job isn't wanted any more.
-    fn version(&self) -> Version<'_> {
+    pub(super) fn version(&self) -> Version<'_> {
         match self.job.edition {
             Edition::Present => self.entry.present(),
             Edition::Next => self.entry.next().unwrap_or(self.entry.present()),

@@ -14,4 +14,5 @@ mod isolation;
 mod killed;
 mod relay;
 mod schemathesis;
+mod secrets;
 mod updates;

@@ -90,7 +90,7 @@ pub(in crate::http) const CHANGING: [Failing; 6] = [
 ];
 
 /// For operations after which the server has to run. `details` has the server's last lines of output where they matter.
-pub(in crate::http) const RUNNING: [Failing; 8] = [
+pub(in crate::http) const RUNNING: [Failing; 11] = [
     (404, "image_not_found", "no registry has the image, or it is not here and may not be pulled"),
     (409, "name_conflict", "a container that is not this agent's has the name"),
     (409, "port_conflict", "a published port is taken; `details.holder` says by whom"),
@@ -99,6 +99,13 @@ pub(in crate::http) const RUNNING: [Failing; 8] = [
     (422, "not_answering", "it runs and does not answer as an MCP server; `details.log`"),
     (422, "pull_denied", "the registry wants other `registryCredentials`, or any"),
     (502, "pull_failed", "the registry can't be reached or broke off"),
+    (409, "needs_secrets", "values of `secrets` are gone since the droplet was restarted; repeat the deploy with them"),
+    (502, "secrets_unavailable", "the backend does not give the instance's secrets; `error` says why"),
+    (
+        503,
+        "no_secret_store",
+        "secrets can't be kept in memory on this droplet, and nothing was changed; the agent's log says why",
+    ),
 ];
 
 impl Operation {

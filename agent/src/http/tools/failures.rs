@@ -43,6 +43,12 @@ pub(in crate::http) fn rejected(rejection: Rejection) -> ApiError {
             let details = json!({ "cause": why.code(), "reason": failure.message, "log": failure.log });
             conflict("update_rolled_back").with_details(details)
         }
+        Rejection::NothingToFetch(_) => conflict("nothing_to_fetch"),
+        Rejection::Vault(error) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "secrets could not be kept");
+            let error = "this agent has no place in memory to keep secrets in, and nothing was changed; its log says what is missing";
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "no_secret_store", error)
+        }
         Rejection::Superseded(_) => conflict("superseded"),
         Rejection::EngineUnavailable => {
             let error = "the Docker Engine on the droplet does not answer; GET /ready tells when it does";
@@ -84,6 +90,8 @@ fn failed(failure: Failure) -> ApiError {
         }
         FailureKind::NoSpace => answer(StatusCode::INSUFFICIENT_STORAGE, "no_space"),
         FailureKind::EgressUnavailable => answer(StatusCode::SERVICE_UNAVAILABLE, "egress_unavailable"),
+        FailureKind::NeedsSecrets => answer(StatusCode::CONFLICT, "needs_secrets"),
+        FailureKind::SecretsUnavailable => answer(StatusCode::BAD_GATEWAY, "secrets_unavailable"),
         FailureKind::EngineFailed => {
             let error = "the Docker Engine failed; GET /tools/{ref}/events has what it said";
             ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "docker_failed", error)

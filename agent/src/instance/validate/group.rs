@@ -7,8 +7,8 @@ use dtma_api::{GroupId, InstanceName};
 use serde_json::{Map, Value};
 
 use super::findings::{At, Findings};
-use super::{Policy, Refusal, registry_credentials, required_text, validate};
-use crate::instance::{RegistryCredentials, Spec};
+use super::{Policy, Refusal, confidential, required_text, validate};
+use crate::instance::{Confidential, Spec};
 
 /// More servers than a droplet runs.
 const MOST_SERVERS: usize = 32;
@@ -64,12 +64,12 @@ pub fn validate_group(body: &Value, policy: &Policy) -> Result<GroupPlan, Refusa
     }
 }
 
-/// The registry credentials of each server in a body that [`validate_group`] has found nothing wrong with.
-pub fn group_credentials(body: &Value) -> BTreeMap<InstanceName, RegistryCredentials> {
+/// What is kept in memory only, of each server in a body that [`validate_group`] has found nothing wrong with.
+pub fn group_confidential(body: &Value) -> BTreeMap<InstanceName, Confidential> {
     let servers = body.get("servers").and_then(Value::as_array).into_iter().flatten();
     let given = servers.filter_map(|server| {
         let name = server.get("instanceNameOnToolbox")?.as_str()?.parse().ok()?;
-        Some((name, registry_credentials(server)?))
+        Some((name, confidential(server)))
     });
     given.collect()
 }

@@ -8,10 +8,12 @@ use dtma_api::instance::InstanceView;
 
 use super::{Rejection, update};
 use crate::engine::exact_ports;
-use crate::instance::{Failure, FailureKind, Intent, PortProtocol, RegistryCredentials, Spec};
+use crate::instance::{Confidential, Failure, FailureKind, Intent, PortProtocol, SecretForm, SecretValues, Spec};
 use crate::reconcile::desk::Desk;
+use crate::reconcile::plan::Nudge;
 use crate::reconcile::status::Facts;
 use crate::store::ledger::{Contents, Entry};
+use crate::store::vault::Vault;
 
 /// What became of a deploy's wish.
 pub(super) struct Accepted {
@@ -32,7 +34,8 @@ impl Accepted {
 pub(super) fn deploy(
     desk: &mut Desk,
     entry: &Arc<Entry>,
-    credentials: Option<RegistryCredentials>,
+    confidential: Confidential,
+    vault: &Vault,
 ) -> Result<Accepted, Rejection> {
     let created = is_new(desk.contents(), entry)?;
     let name = &entry.spec.name;
@@ -40,8 +43,7 @@ pub(super) fn deploy(
     if created {
         contents.entries.insert(name.clone(), Arc::clone(entry));
     }
-    let credentials = credentials.map(|credentials| (name.clone(), credentials)).into_iter().collect();
-    commit_with(desk, contents, credentials)?;
+    commit_with(desk, contents, BTreeMap::from([(name.clone(), confidential)]), vault)?;
     Ok(Accepted::new(desk, entry, created))
 }
 
@@ -49,7 +51,8 @@ pub(super) fn deploy(
 pub(super) fn group(
     desk: &mut Desk,
     entries: Vec<Arc<Entry>>,
-    mut credentials: BTreeMap<InstanceName, RegistryCredentials>,
+    mut confidential: BTreeMap<InstanceName, Confidential>,
+    vault: &Vault,
     atomic: bool,
 ) -> Result<BTreeMap<InstanceName, Result<Accepted, Rejection>>, Rejection> {
     let mut contents = desk.contents().clone();
@@ -81,8 +84,8 @@ pub(super) fn group(
     }
     let refused = atomic && !rejected.is_empty();
     if !refused {
-        credentials.retain(|name, _| !rejected.contains_key(name));
-        commit_with(desk, contents, credentials)?;
+        confidential.retain(|name, _| !rejected.contains_key(name));
+        commit_with(desk, contents, confidential, vault)?;
     }
     let first = rejected.keys().next().cloned();
     let members = entries.iter().map(|entry| {
@@ -121,30 +124,59 @@ fn is_new(contents: &Contents, entry: &Entry) -> Result<bool, Rejection> {
     Ok(true)
 }
 
-/// Registry credentials for an instance that is there already; they replace those it had.
-pub(super) fn take_credentials(
+/// What is kept in memory only, for an instance that is there already; it replaces what it had.
+pub(super) fn take_confidential(
     desk: &mut Desk,
     name: &InstanceName,
-    credentials: Option<RegistryCredentials>,
+    confidential: Confidential,
+    vault: &Vault,
 ) -> Result<(), Rejection> {
-    let credentials = credentials.map(|credentials| (name.clone(), credentials)).into_iter().collect();
-    commit_with(desk, desk.contents().clone(), credentials)
+    commit_with(desk, desk.contents().clone(), BTreeMap::from([(name.clone(), confidential)]), vault)
 }
 
-/// Writes down what is wanted, if that has changed, and that there are credentials, which themselves are only kept here.
+/// Writes down what is wanted, if that has changed, and that there are registry credentials, which themselves are only kept here.
+///
+/// Values of secrets are in the vault before: of what is written down nothing may be missing. Should the agent die in between, the
+/// vault has a folder too many, which goes with the next start.
 fn commit_with(
     desk: &mut Desk,
     mut contents: Contents,
-    credentials: BTreeMap<InstanceName, RegistryCredentials>,
+    confidential: BTreeMap<InstanceName, Confidential>,
+    vault: &Vault,
 ) -> Result<(), Rejection> {
-    contents.with_credentials.extend(credentials.keys().cloned());
+    let mut nudges = Vec::new();
+    let mut credentials = Vec::new();
+    for (name, Confidential { registry, secrets }) in confidential {
+        if let Some(entry) = contents.entries.get(&name).filter(|_| !secrets.0.is_empty()) {
+            nudges.extend(keep(desk, entry, &secrets, vault)?.map(|nudge| (name.clone(), nudge)));
+        }
+        credentials.extend(registry.map(|registry| (name, registry)));
+    }
+    contents.with_credentials.extend(credentials.iter().map(|(name, _)| name.clone()));
     if &contents != desk.contents() {
         desk.commit(contents).map_err(Rejection::Ledger)?;
+    }
+    for (name, nudge) in nudges {
+        desk.nudge(&name, nudge);
     }
     for (name, credentials) in credentials {
         desk.keep_credentials(&name, credentials);
     }
     Ok(())
+}
+
+/// Puts the values of secrets where the newest version of the instance finds them; what has to be done so that it takes them.
+fn keep(desk: &Desk, entry: &Entry, secrets: &SecretValues, vault: &Vault) -> Result<Option<Nudge>, Rejection> {
+    let version = entry.next().unwrap_or(entry.present());
+    let written = vault.give(&version.deployment, secrets).map_err(Rejection::Vault)?;
+    let was_there = desk.contents().entries.contains_key(&entry.spec.name) && entry.update.is_none();
+    let in_environment = version.spec.secrets.form == SecretForm::Environment;
+    Ok(match (was_there, written.made, written.changed) {
+        (false, _, _) | (true, false, false) => None,
+        // A folder that was gone isn't the one its container has; one that waits for it is started by the same word.
+        (true, true, _) => Some(Nudge::Restart),
+        (true, false, true) => Some(if in_environment { Nudge::Restart } else { Nudge::Start }),
+    })
 }
 
 /// No other instance, in either of its versions, was promised a port of this spec.

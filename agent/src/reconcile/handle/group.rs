@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Deployment, Instances, Outcome, Rejection, accept, new_entry, set_intent};
-use crate::instance::{Batch, BatchId, Departure, GroupPlan, Intent, RegistryCredentials};
+use crate::instance::{Batch, BatchId, Confidential, Departure, GroupPlan, Intent};
 
 /// What became of each member.
 pub type Members = BTreeMap<InstanceName, Result<Deployment, Rejection>>;
@@ -41,14 +41,14 @@ impl Instances {
         self.deploy_group_with(plan, BTreeMap::new(), wait).await
     }
 
-    /// The same, with registry credentials for some of its members.
+    /// The same, with what is kept in memory only of some of its members.
     ///
     /// # Errors
     /// As [`Self::deploy_group`].
     pub async fn deploy_group_with(
         &self,
         plan: GroupPlan,
-        credentials: BTreeMap<InstanceName, RegistryCredentials>,
+        confidential: BTreeMap<InstanceName, Confidential>,
         wait: Duration,
     ) -> Result<GroupDeployment, Rejection> {
         let deadline = Instant::now() + wait;
@@ -65,7 +65,7 @@ impl Instances {
         let shared = Arc::clone(&self.shared);
         let accepted = self
             .record(move |desk| {
-                let accepted = accept::group(desk, entries, credentials, atomic)?;
+                let accepted = accept::group(desk, entries, confidential, shared.secrets.vault(), atomic)?;
                 for (name, member) in &accepted {
                     if member.as_ref().is_ok_and(|member| member.created) {
                         shared.journal.write(name, "accepted", "the deploy was accepted, as one of a group");

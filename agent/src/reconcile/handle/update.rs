@@ -8,7 +8,7 @@ use dtma_api::instance::PullPolicy;
 use tokio::time::Instant;
 
 use super::{Instances, Outcome, Rejection, Settled, accept, set_intent};
-use crate::instance::{Course, DeploymentId, HealthGate, Intent, RegistryCredentials, Spec, State, Update};
+use crate::instance::{Confidential, Course, DeploymentId, HealthGate, Intent, Spec, State, Update};
 use crate::reconcile::desk::Desk;
 use crate::reconcile::plan::Nudge;
 use crate::reconcile::status::Facts;
@@ -28,10 +28,11 @@ impl Instances {
     /// # Errors
     /// When it can't be accepted, or the new version failed: the old one is then what it was before.
     pub async fn update(&self, spec: Spec, gate: HealthGate, wait: Duration) -> Result<Settled, Rejection> {
-        self.update_with(spec, gate, None, wait).await
+        self.update_with(spec, gate, Confidential::default(), wait).await
     }
 
-    /// The same, with credentials for the registry the new version's image comes from; they replace those given before.
+    /// The same, with what is kept in memory only: credentials for the registry the new version's image comes from, which replace those
+    /// given before, and the values of its secrets.
     ///
     /// # Errors
     /// As [`Self::update`].
@@ -39,9 +40,10 @@ impl Instances {
         &self,
         spec: Spec,
         gate: HealthGate,
-        credentials: Option<RegistryCredentials>,
+        confidential: impl Into<Confidential> + Send,
         wait: Duration,
     ) -> Result<Settled, Rejection> {
+        let confidential = confidential.into();
         let deadline = Instant::now() + wait;
         self.engine_answers().await?;
         let name = spec.name.clone();
@@ -50,8 +52,12 @@ impl Instances {
         let accepted = self
             .record(move |desk| {
                 let before = desk.contents().entries.get(&asked).and_then(|entry| entry.update.clone());
+                let vault = shared.secrets.vault();
+                if !confidential.secrets.0.is_empty() {
+                    vault.open().map_err(Rejection::Vault)?;
+                }
                 let accepted = accept_update(desk, spec, gate)?;
-                accept::take_credentials(desk, &asked, credentials)?;
+                accept::take_confidential(desk, &asked, confidential, vault)?;
                 if accepted.deployment.is_some() && before.is_none() {
                     shared.journal.write(
                         &asked,

@@ -22,6 +22,7 @@ fn impatient(engine: &Arc<FakeEngine>, directory: &Path) -> Agent {
         ledger: Ledger::open(directory, Timestamp::UNIX_EPOCH).unwrap(),
         prober: Arc::clone(&answers) as Arc<dyn Prober>,
         disks: Arc::clone(&engine.disks),
+        secrets: Secrets { vault: secrets::vault(directory), source: Arc::new(secrets::Backend::default()) },
         timing: Timing { image_max_age: Duration::ZERO, ..Timing::default() },
         shutdown: shutdown.clone(),
     });
@@ -197,7 +198,7 @@ async fn each_member_of_a_group_has_credentials_of_its_own() {
     for server in &mut plan.servers {
         server.image = PRIVATE.parse().unwrap();
     }
-    let given = [("one", "hunter2"), ("two", "wrong")].map(|(of, text)| (name(of), password(text).unwrap()));
+    let given = [("one", "hunter2"), ("two", "wrong")].map(|(of, text)| (name(of), password(text).into()));
     let deployment = agent.instances.deploy_group_with(plan, given.into(), WAIT).await.unwrap();
     let runs = |of: &str| deployment.members[&name(of)].is_ok();
     // Whoever comes after the first finds its image, so whether they need theirs is open; without any of it nobody runs.

@@ -21,8 +21,12 @@ use dtma_agent::http::server::ServerState;
 use dtma_agent::http::{self, App};
 use dtma_agent::logs::LogRing;
 use dtma_agent::mcp::{Bridges, Proxy};
-use dtma_agent::reconcile::{self, Answer, Instances, ProbeFailure, Prober, Question, Timing, Upstream};
+use dtma_agent::reconcile::{
+    self, Answer, FetchedSecrets, Instances, NoSecrets, ProbeFailure, Prober, Question, SecretSource, Secrets,
+    SecretsWanted, Timing, Upstream,
+};
 use dtma_agent::store::ledger::Ledger;
+use dtma_agent::store::vault::Vault;
 use dtma_api::TokenHash;
 use dtma_api::health::{Era, Introduction};
 use http_body_util::BodyExt as _;
@@ -58,6 +62,16 @@ impl Prober for AnyAnswer {
     }
 }
 
+/// A backend that has no secrets.
+struct NoBackend;
+
+#[async_trait]
+impl SecretSource for NoBackend {
+    async fn fetch(&self, _: &SecretsWanted) -> Result<FetchedSecrets, NoSecrets> {
+        Err(NoSecrets { reason: "there is no backend".to_owned() })
+    }
+}
+
 fn introduction() -> Introduction {
     Introduction {
         era: Era::Legacy,
@@ -78,10 +92,16 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn start(host: &Host, state: &Path) -> Self {
+        Self::start_with_vault(host, state, Vault::new(&state.join("no-secrets"), &host.scope, false))
+    }
+
+    /// With another place for secrets than none.
+    pub(crate) fn start_with_vault(host: &Host, state: &Path, vault: Vault) -> Self {
         let timing = Timing { settle: Duration::from_millis(300), ..Timing::default() };
         // However full this machine is: what a full disk does is tested by itself.
         let disks = Disks::new(state, Reserve { bytes: 0, percent: 0 });
-        Self::start_with(host.engine(), state, timing, disks)
+        let engine = host.engine().with_secrets_in(vault.clone());
+        Self::start_all(|_| Arc::new(AnyAnswer), engine, state, timing, disks, vault)
     }
 
     /// With another engine, another patience, or other disks.
@@ -97,6 +117,18 @@ impl Agent {
         timing: Timing,
         disks: Disks,
     ) -> Self {
+        let vault = Vault::new(&state.join("no-secrets"), "main", false);
+        Self::start_all(prober, engine, state, timing, disks, vault)
+    }
+
+    fn start_all(
+        prober: impl FnOnce(&Bridges) -> Arc<dyn Prober>,
+        engine: DockerEngine,
+        state: &Path,
+        timing: Timing,
+        disks: Disks,
+        vault: Vault,
+    ) -> Self {
         let shutdown = CancellationToken::new();
         let engine = Arc::new(engine);
         let bridges = Bridges::new(Arc::clone(&engine) as _, shutdown.clone());
@@ -105,6 +137,7 @@ impl Agent {
             ledger: Ledger::open(state, Timestamp::now()).unwrap(),
             prober: prober(&bridges),
             disks: Arc::new(disks),
+            secrets: Secrets { vault, source: Arc::new(NoBackend) },
             timing,
             shutdown: shutdown.clone(),
         });
