@@ -18,7 +18,7 @@ pub(crate) fn message(data: &[u8]) {
     let (call, _) = board.request(Owner::Session(session), &Envelope::read(question).unwrap()).unwrap();
     let mut answers = 0;
     for line in data.split(|byte| *byte == b'\n').take(64) {
-        for delivery in board.from_server(line).unwrap_or_default() {
+        for delivery in board.take(line).unwrap_or_default() {
             match delivery {
                 Delivery::Answer(to, message) => {
                     answers += 1;

@@ -214,7 +214,7 @@ impl Line {
     }
 
     async fn receive_one(&self, message: &[u8]) {
-        let deliveries = self.state().board.from_server(message);
+        let deliveries = self.state().board.take(message);
         match deliveries {
             Ok(deliveries) => {
                 for delivery in deliveries {

@@ -249,7 +249,7 @@ impl Switchboard {
     }
 
     /// A message from the server.
-    pub(super) fn from_server(&mut self, message: &[u8]) -> Result<Vec<Delivery>, Malformed> {
+    pub(super) fn take(&mut self, message: &[u8]) -> Result<Vec<Delivery>, Malformed> {
         let envelope = Envelope::read(message)?;
         Ok(match envelope.kind {
             Kind::Response => self.answered(&envelope).into_iter().collect(),
