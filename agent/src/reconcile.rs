@@ -6,6 +6,7 @@
 
 mod apply;
 mod batch;
+mod calls;
 mod desk;
 mod failure;
 mod fetch;
@@ -33,6 +34,7 @@ use dtma_api::InstanceName;
 use dtma_api::health::Introduction;
 use dtma_api::instance::Transport;
 
+pub use calls::Call;
 pub use handle::{
     Deployment, GroupDeployment, GroupRemoval, Instances, Members, NoUpstream, Rejection, Removal, Settled,
 };
