@@ -6,6 +6,7 @@
 
 mod apply;
 mod batch;
+mod calls;
 mod desk;
 mod failure;
 mod fetch;
@@ -36,6 +37,7 @@ use dtma_api::instance::Transport;
 
 use crate::engine::ContainerId;
 
+pub use calls::Call;
 pub use handle::{
     Deployment, GroupDeployment, GroupRemoval, Instances, Members, Missing, NoUpstream, Rejection, Removal, Settled,
 };

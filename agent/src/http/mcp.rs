@@ -1,12 +1,14 @@
 //! `ANY /tools/{ref}/mcp[/…]`: finds the instance and hands the exchange to the proxy.
 
+use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::Response;
 use dtma_api::InstanceName;
 use dtma_api::instance::{Health, InstanceState, Transport};
+use http_body_util::BodyExt as _;
 use serde::Deserialize;
 
 use super::App;
@@ -118,10 +120,19 @@ async fn endpoint(
         }
     }
     let forwarding = Forwarding { upstream: &upstream, prefix, suffix };
-    parts.proxy.forward(forwarding, request).await.map_err(|obstacle| {
+    // Listening streams last for ever and keep no server busy.
+    let call = (request.method() == Method::POST).then(|| parts.instances.call(&name));
+    let answer = parts.proxy.forward(forwarding, request).await.map_err(|obstacle| {
         tracing::info!(instance = %name, error = %obstacle, cause = ?std::error::Error::source(&obstacle), "an MCP exchange did not go through");
         blocked(&parts.instances, &name, &obstacle)
-    })
+    })?;
+    // The call lasts as long as its answer.
+    Ok(answer.map(|body| {
+        Body::new(body.map_err(move |error| {
+            let _call = &call;
+            error
+        }))
+    }))
 }
 
 /// `/tools/{ref}/mcp` and what follows it, both as they were sent.

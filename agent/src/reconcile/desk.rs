@@ -7,6 +7,7 @@ use dtma_api::InstanceName;
 use tokio::sync::{Notify, OwnedMutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::calls::Calls;
 use super::inside::Doors;
 use super::journal::Journal;
 use super::plan::Nudge;
@@ -33,6 +34,8 @@ pub(super) struct Shared {
     pub(super) residents: Residents,
     pub(super) egress: EgressProxy,
     pub(super) doors: Doors,
+    /// What callers are waiting for.
+    pub(super) calls: Calls,
     pub(super) samples: Samples,
     /// Rung when there are new samples.
     pub(super) sampled: Notify,
@@ -164,6 +167,7 @@ impl Shared {
             egress: EgressProxy::new(residents.clone(), shutdown),
             residents,
             doors: Doors::new(),
+            calls: Calls::default(),
             samples: Samples::default(),
             sampled: Notify::new(),
             disks,

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::desk::{Desk, Shared};
 use super::plan::Nudge;
 use super::status::{EngineStatus, Snapshot};
-use super::{Pruned, Upstream, status};
+use super::{Call, Pruned, Upstream, status};
 use crate::egress::EgressProxy;
 use crate::instance::reference;
 use crate::instance::{
@@ -260,6 +260,11 @@ impl Instances {
             return Err(NoUpstream::NotMcp(name.clone()));
         }
         known.upstream.clone().ok_or_else(|| NoUpstream::NotRunning(name.clone()))
+    }
+
+    /// Somebody begins to call the instance's server. While the answer lasts, that it has no time for probes isn't held against it.
+    pub fn call(&self, name: &InstanceName) -> Call {
+        self.shared.calls.begin(name, Instant::now().into_std())
     }
 
     /// What the instance's MCP server said of itself when it was last probed; none before that, and where it can't be.

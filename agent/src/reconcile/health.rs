@@ -137,7 +137,8 @@ impl Loop {
                 }
                 let answers = matches!(&answer, Ok(Answer::Introduced(_) | Answer::Listens));
                 let Some(track) = self.tracks.get_mut(&instance) else { return };
-                match track.supervisor.answered(round, answer, &self.timing, now) {
+                let calls = self.shared.calls.since(&instance);
+                match track.supervisor.answered(round, answer, &calls, &self.timing, now) {
                     Heard::TooLate => {}
                     Heard::Answers(news) => {
                         // It runs and answers, whatever failed before.

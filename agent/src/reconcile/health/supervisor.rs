@@ -24,6 +24,9 @@ const TOOLS_AGE: Duration = Duration::from_secs(300);
 /// When it is asked again after it has not said which they are. Not at every probe: it may take all the time it is given.
 const TOOLS_PAUSE: Duration = Duration::from_secs(60);
 
+/// How long a call that is with it from before it fell silent holds up its restart. Callers wait no longer for an answer to begin.
+const BUSY: Duration = Duration::from_secs(300);
+
 /// The same moment on both clocks.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::reconcile) struct Moment {
@@ -102,6 +105,8 @@ struct Watched {
     grown_at: Instant,
     phase: Phase,
     probe: Probe,
+    /// When it last answered.
+    answered_at: Option<Instant>,
     failures: u32,
     successes: u32,
 }
@@ -123,6 +128,8 @@ enum Phase {
         reason: String,
         /// None when it isn't to be restarted by the agent.
         restart_at: Option<Instant>,
+        /// Not before this: it may only be busy with a call.
+        busy_until: Instant,
     },
 }
 
@@ -161,7 +168,7 @@ impl Supervisor {
         watched.probe = Probe::At(now.instant + part(SPREAD, &watched.process, self.round));
         self.watched = Some(watched);
         if let Some(reason) = self.condemned.take() {
-            self.hang(reason, timing, now);
+            self.hang(reason, now.instant, timing, now);
         }
     }
 
@@ -178,6 +185,7 @@ impl Supervisor {
         let mut watched = Watched::new(process, check, now);
         let proven = matches!(answer, Answer::Introduced(_));
         watched.phase = Phase::Well { since: now.instant, proven };
+        watched.answered_at = Some(now.instant);
         // That one was in a hurry, and has not asked for the tools.
         watched.probe = Probe::At(now.instant + watched.interval(self.round).min(EAGER));
         self.watched = Some(watched);
@@ -219,11 +227,12 @@ impl Supervisor {
         Some(Due { round: self.round, at: watched.process.at.clone(), question })
     }
 
-    /// Takes the answer to the probe `round`.
+    /// Takes the answer to the probe `round`. `calls`: since when each call has been with the server that is there now.
     pub(in crate::reconcile) fn answered(
         &mut self,
         round: u64,
         answer: Result<Answer, ProbeFailure>,
+        calls: &[Instant],
         timing: &Timing,
         now: Moment,
     ) -> Heard {
@@ -237,7 +246,7 @@ impl Supervisor {
             }
             Err(failure) => {
                 self.last_probe_at = Some(now.time);
-                Heard::Fails(self.failed(failure.reason, timing, now))
+                Heard::Fails(self.failed(failure.reason, calls, timing, now))
             }
         };
         if let Some(watched) = &mut self.watched {
@@ -265,6 +274,7 @@ impl Supervisor {
         let proven = matches!(answer, Answer::Introduced(_));
         let watched = self.watched.as_mut()?;
         watched.failures = 0;
+        watched.answered_at = Some(now);
         watched.successes = watched.successes.saturating_add(1);
         // One that can't be asked can't be asked several times either.
         let enough = watched.successes >= watched.check.success_threshold || answer == &Answer::CannotSay;
@@ -287,7 +297,7 @@ impl Supervisor {
         }
     }
 
-    fn failed(&mut self, reason: String, timing: &Timing, now: Moment) -> Option<News> {
+    fn failed(&mut self, reason: String, calls: &[Instant], timing: &Timing, now: Moment) -> Option<News> {
         let watched = self.watched.as_mut()?;
         watched.successes = 0;
         if let Phase::Starting { last, .. } = &mut watched.phase {
@@ -304,14 +314,16 @@ impl Supervisor {
             1 => format!("it failed its probe: {reason}"),
             several => format!("it failed {several} probes in a row, the last because {reason}"),
         };
-        if let Phase::Hung { reason: before, .. } = &mut watched.phase {
+        let busy = watched.busy_until(calls, now.instant);
+        if let Phase::Hung { reason: before, busy_until, .. } = &mut watched.phase {
             *before = reason;
+            *busy_until = busy;
             return None;
         }
-        self.hang(reason, timing, now)
+        self.hang(reason, busy, timing, now)
     }
 
-    fn hang(&mut self, reason: String, timing: &Timing, now: Moment) -> Option<News> {
+    fn hang(&mut self, reason: String, busy_until: Instant, timing: &Timing, now: Moment) -> Option<News> {
         let watched = self.watched.as_mut()?;
         if let Phase::Well { since, .. } = watched.phase
             && now.instant.saturating_duration_since(since) >= timing.stable_after
@@ -322,7 +334,7 @@ impl Supervisor {
         let pause = pause(timing, self.in_a_row);
         let restart_at = again.then(|| (now.instant + pause).max(watched.grown_at));
         let gave_up = watched.check.restart && !again;
-        watched.phase = Phase::Hung { reason, restart_at };
+        watched.phase = Phase::Hung { reason, restart_at, busy_until };
         let reason = self.shown(now.instant).1.unwrap_or_default();
         Some(if gave_up { News::GaveUp(reason) } else { News::Unhealthy(reason) })
     }
@@ -351,7 +363,7 @@ impl Supervisor {
 
     fn restart_at(&self) -> Option<Instant> {
         match self.in_sight()?.phase {
-            Phase::Hung { restart_at, .. } => restart_at,
+            Phase::Hung { restart_at, busy_until, .. } => restart_at.map(|at| at.max(busy_until)),
             Phase::Starting { .. } | Phase::Well { .. } => None,
         }
     }
@@ -373,8 +385,13 @@ impl Supervisor {
             Phase::Starting { last, .. } => (Health::Unknown, last.clone()),
             Phase::Well { proven: true, .. } => (Health::Healthy, None),
             Phase::Well { proven: false, .. } => (Health::Unknown, None),
-            Phase::Hung { reason, restart_at: Some(_) } => (Health::Unhealthy, Some(reason.clone())),
-            Phase::Hung { reason, restart_at: None } => {
+            Phase::Hung { reason, restart_at: Some(_), busy_until } if now < *busy_until => {
+                let told =
+                    format!("{reason}; a call it was given before is still with it, and so it is not restarted yet");
+                (Health::Unhealthy, Some(told))
+            }
+            Phase::Hung { reason, restart_at: Some(_), .. } => (Health::Unhealthy, Some(reason.clone())),
+            Phase::Hung { reason, restart_at: None, .. } => {
                 let name = &watched.process.at.instance;
                 let told = if watched.check.restart {
                     format!(
@@ -416,9 +433,23 @@ impl Watched {
             grown_at: now.instant + left,
             phase: Phase::Starting { eager: !left.is_zero(), last: None },
             probe: Probe::At(now.instant),
+            answered_at: None,
             failures: 0,
             successes: 0,
         }
+    }
+
+    /// Until when one of its calls may be what keeps it from answering: many servers do one thing at a time. What was called only after
+    /// it fell silent is no excuse; nor is a call that has lasted for too long.
+    fn busy_until(&self, calls: &[Instant], now: Instant) -> Instant {
+        // It fell silent at some time before the next probe.
+        let silent_since = self.answered_at.map(|at| at + self.interval_at_most());
+        let before = calls.iter().filter(|began| silent_since.is_some_and(|silent| **began <= silent));
+        before.map(|began| *began + BUSY).max().unwrap_or(now).max(now)
+    }
+
+    fn interval_at_most(&self) -> Duration {
+        Duration::from_secs(self.check.interval_seconds.into())
     }
 
     /// From one answer to the next probe.
@@ -432,7 +463,7 @@ impl Watched {
 
     /// Its interval, or up to a tenth less, so that servers started together aren't probed together for ever.
     fn interval(&self, round: u64) -> Duration {
-        let interval = Duration::from_secs(self.check.interval_seconds.into());
+        let interval = self.interval_at_most();
         interval - part(interval / 10, &self.process, round)
     }
 }

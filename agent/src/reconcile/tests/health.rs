@@ -215,6 +215,24 @@ async fn a_stop_is_no_failure_and_what_is_stopped_is_not_probed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_may_be_busy_with_a_call_is_reported_and_restarted_only_when_that_has_ended() {
+    let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());
+    let agent = Agent::start(&engine, directory.path());
+    agent.instances.deploy(mcp("one"), WAIT).await.unwrap();
+    let call = agent.instances.call(&name("one"));
+    let other = agent.instances.call(&name("two"));
+    agent.hangs();
+    agent.until_health("one", Health::Unhealthy).await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(calls(&engine, "restart"), 0);
+    assert!(view(&agent, "one").health_reason.unwrap().contains("a call it was given before is still with it"));
+    drop(call);
+    agent.until(|snapshot| state_in(snapshot, "one") == Some(InstanceState::Starting)).await;
+    assert_eq!(calls(&engine, "restart"), 1);
+    drop(other);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_during_a_restart_wins() {
     let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());
     let agent = Agent::start(&engine, directory.path());

@@ -37,6 +37,7 @@ struct Scene {
     check: HealthCheck,
     timing: Timing,
     process: Option<Process>,
+    calls: Vec<Instant>,
 }
 
 impl Scene {
@@ -44,7 +45,8 @@ impl Scene {
     fn new(check: HealthCheck) -> Self {
         let clock = Clock::new();
         let process = Some(process("a", clock.0.time));
-        let mut scene = Self { supervisor: Supervisor::default(), clock, check, timing: Timing::default(), process };
+        let (supervisor, timing) = (Supervisor::default(), Timing::default());
+        let mut scene = Self { supervisor, clock, check, timing, process, calls: Vec::new() };
         scene.observe();
         scene
     }
@@ -73,7 +75,7 @@ impl Scene {
 
     fn answer(&mut self, round: u64, answer: Result<Answer, &str>) -> Heard {
         let answer = answer.map_err(|reason| ProbeFailure { reason: reason.to_owned() });
-        self.supervisor.answered(round, answer, &self.timing, self.clock.0)
+        self.supervisor.answered(round, answer, &self.calls, &self.timing, self.clock.0)
     }
 
     fn health(&self) -> Health {
@@ -264,6 +266,56 @@ fn an_answer_about_a_process_that_is_gone_says_nothing() {
     scene.supervisor.observe(None, &scene.check, &scene.timing, scene.clock.0);
     assert_eq!(scene.answer(due.round, introduced()), Heard::TooLate);
     assert_eq!((scene.health(), scene.supervisor.next()), (Health::Unknown, (None, None)));
+}
+
+#[test]
+fn one_that_is_busy_with_a_call_is_not_restarted_under_it_unless_that_lasts_too_long() {
+    for ends in [false, true] {
+        let mut scene = Scene::new(quick());
+        scene.clock.pass(2);
+        scene.probe(introduced());
+        // Between two probes, as nearly all of them.
+        scene.clock.pass(10);
+        let begun = scene.clock.0.instant;
+        scene.calls = vec![begun];
+        assert!(matches!(scene.hang(), News::Unhealthy(reason) if reason.contains("not restarted yet")));
+        assert_eq!(scene.health(), Health::Unhealthy);
+        scene.probe(silence());
+        assert!(scene.reason().contains("not restarted yet"));
+        if ends {
+            // It has its answer, and the server is silent all the same.
+            scene.calls.clear();
+            scene.probe(silence());
+            assert!(scene.supervisor.is_to_be_restarted(scene.clock.0.instant));
+        } else {
+            scene.until_restart();
+            assert_eq!(scene.clock.0.instant.saturating_duration_since(begun), Duration::from_secs(300));
+        }
+    }
+    // It was only slow.
+    let mut scene = Scene::new(quick());
+    scene.clock.pass(2);
+    scene.probe(introduced());
+    scene.calls = vec![scene.clock.0.instant];
+    scene.hang();
+    for _ in 0..5 {
+        scene.probe(silence());
+        assert!(!scene.supervisor.is_to_be_restarted(scene.clock.0.instant));
+    }
+    scene.calls.clear();
+    assert_eq!(scene.probe(introduced()), Heard::Answers(Some(News::Healthy)));
+    assert_eq!(scene.supervisor.restarts(), 0);
+}
+
+#[test]
+fn calls_that_came_after_it_fell_silent_are_no_excuse() {
+    let mut scene = Scene::new(quick());
+    scene.clock.pass(2);
+    scene.probe(introduced());
+    // Somebody calls again and again.
+    scene.calls = vec![scene.clock.0.instant + Duration::from_secs(31)];
+    scene.hang();
+    assert_eq!(scene.until_restart(), Duration::from_secs(5));
 }
 
 #[test]
