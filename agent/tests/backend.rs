@@ -3,7 +3,7 @@
 // What tests are made of may fail as loudly as the tests themselves.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -14,9 +14,10 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Json, Router};
-use dtma_agent::backend::{Link, LinkState, NoToken, Patience, Reporting};
+use dtma_agent::backend::{BackendSecrets, Link, LinkState, NoToken, Patience, Reporting};
 use dtma_agent::config::Backend;
 use dtma_agent::http::callers::{Callers, Credential};
+use dtma_agent::reconcile::{SecretSource as _, SecretsWanted};
 use dtma_agent::store::StateDir;
 use dtma_agent::store::identity::Identity;
 use dtma_api::heartbeat::Heartbeat;
@@ -131,6 +132,7 @@ struct Agent {
     callers: Arc<Callers>,
     state: watch::Receiver<LinkState>,
     events: broadcast::Sender<InstanceEvent>,
+    secrets: BackendSecrets,
     task: JoinHandle<()>,
 }
 
@@ -142,7 +144,7 @@ fn start(directory: &TempDir, backend: Backend) -> Agent {
     let own_keys = vec![TokenHash::of("by-hand")];
     let callers = Arc::new(Callers::new(own_keys.clone()));
     let link = Link::new(backend, identity(directory.path()), &own_keys, &callers, PATIENCE).unwrap();
-    let state = link.state();
+    let (state, secrets) = (link.state(), link.secrets());
     let (events, receiver) = broadcast::channel(16);
     let report = |settings_generation| Heartbeat {
         dtma_version: "1.2.3".to_owned(),
@@ -154,7 +156,7 @@ fn start(directory: &TempDir, backend: Backend) -> Agent {
         settings_generation,
     };
     let reporting = Reporting { report: Box::new(report), events: receiver, callers: Arc::clone(&callers), own_keys };
-    Agent { callers, state, events, task: tokio::spawn(link.run(reporting)) }
+    Agent { callers, state, events, secrets, task: tokio::spawn(link.run(reporting)) }
 }
 
 fn provisioner(backend: &FakeBackend, token: Option<&str>) -> Backend {
@@ -201,6 +203,38 @@ async fn an_agent_enrols_once_and_then_reports() {
     let again = start(&directory, provisioner(&backend, Some("spent")));
     assert!(accepts(&again, "fleet"));
     assert_eq!(backend.next().await.path, "/agent/v1/heartbeat");
+}
+
+#[tokio::test]
+async fn secrets_are_asked_for_with_the_token_of_that_moment() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut backend = backend(vec![
+        Reply::Json(200, enrolled(4, "fleet", 3600)),
+        Reply::Json(200, json!({ "bearer_token": "second" })),
+        Reply::Json(200, json!({})),
+        Reply::Json(200, json!({ "secrets": { "API_KEY": "hunter2" } })),
+    ])
+    .await;
+    let mut agent = start(&directory, provisioner(&backend, Some("one-time")));
+    agent.state.wait_for(|state| matches!(state, LinkState::Linked { taken: 2, .. })).await.unwrap();
+    let wanted = SecretsWanted {
+        instance: "one".parse().unwrap(),
+        account_tool_instance_id: "id-1".parse().unwrap(),
+        all: true,
+        providers: BTreeSet::new(),
+    };
+    let fetched = agent.secrets.fetch(&wanted).await.unwrap();
+    assert_eq!(fetched.values.expose(&"API_KEY".parse().unwrap()), Some("hunter2"));
+    for _ in 0..3 {
+        backend.next().await;
+    }
+    let call = backend.next().await;
+    assert_eq!((call.path.as_str(), call.bearer.as_str()), ("/agent/v1/fetch-tool-secrets", "Bearer second"));
+    assert_eq!(call.body["accountToolInstanceId"], "id-1");
+
+    let offline = start(&tempfile::tempdir().unwrap(), Backend::Offline);
+    let refused = offline.secrets.fetch(&wanted).await.unwrap_err();
+    assert!(refused.reason.contains("OFFLINE_MODE"), "{refused}");
 }
 
 #[tokio::test]

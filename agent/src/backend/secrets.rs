@@ -70,7 +70,8 @@ impl SecretSource for BackendSecrets {
             };
             let again = match &error {
                 BackendError::NoAnswer { .. } => true,
-                BackendError::Failed { status, .. } => *status >= 500 || *status == 429,
+                // 501: it has none to give, and won't have any a moment later.
+                BackendError::Failed { status, .. } => (*status >= 500 && *status != 501) || *status == 429,
                 BackendError::Client { .. }
                 | BackendError::TokenRefused { .. }
                 | BackendError::NotUnderstood { .. } => false,
@@ -206,6 +207,7 @@ mod tests {
             (200, json!({ "oauth": { "github": { "access_token": "hunter2\u{0}" } } }), "without NUL"),
             (200, json!({ "secrets": ["hunter2"] }), "was not understood"),
             (403, json!({ "success": false, "code": "not_yours", "error": "not yours" }), "not yours"),
+            (501, json!({ "success": false, "code": "no_secrets", "error": "has no secrets" }), "has no secrets"),
             (404, json!({ "success": false, "code": "unknown", "error": "never heard of it" }), "never heard of it"),
         ];
         let replies = cases.iter().map(|(status, body, _)| (*status, body.clone())).collect();
