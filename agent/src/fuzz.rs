@@ -12,7 +12,7 @@ use crate::{backend, egress, engine, http, instance, mcp, store};
 pub type Target = fn(&[u8]);
 
 /// Every target by name, which is also that of its corpus.
-pub const TARGETS: [(&str, Target); 15] = [
+pub const TARGETS: [(&str, Target); 16] = [
     ("deploy", engine::docker::fuzzed::deploy),
     ("update", engine::docker::fuzzed::update),
     ("group", engine::docker::fuzzed::group),
@@ -27,6 +27,7 @@ pub const TARGETS: [(&str, Target); 15] = [
     ("credentials", instance::validate::fuzzed_credentials),
     ("query", http::fuzzed_query),
     ("probe", mcp::fuzzed_probe),
+    ("events", mcp::link::sse::fuzzed_events),
     ("backend", backend::fuzzed_answer),
 ];
 

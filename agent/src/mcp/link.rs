@@ -2,6 +2,8 @@
 //! websocket. Messages are whole and unread; order is kept. Both directions are bounded, so that a side that doesn't read holds the
 //! other one up instead of filling memory.
 
+pub mod sse;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
