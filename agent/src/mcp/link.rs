@@ -3,6 +3,7 @@
 //! other one up instead of filling memory.
 
 pub mod sse;
+pub mod websocket;
 
 use async_trait::async_trait;
 use bytes::Bytes;
