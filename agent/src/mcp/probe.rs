@@ -2,6 +2,7 @@
 
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzzed;
+mod over_link;
 
 use std::time::Duration;
 
@@ -12,11 +13,14 @@ use dtma_api::instance::Transport;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use self::over_link::{Shaken, shake_hands};
+use super::link::Dial;
+use super::link::sse::SseDialer;
+use super::link::websocket::WebsocketDialer;
 use super::proxy::host_of;
-use super::{CONNECT_TIMEOUT, HttpClient, http_client};
+use super::{HttpClient, http_client};
 use crate::reconcile::{ProbeFailure, Prober, Upstream};
 
 /// One attempt, from connecting to the answer.
@@ -30,7 +34,7 @@ const LEGACY: &str = "2025-11-25";
 const MODERN: &str = "2026-07-28";
 const SESSION: &str = "mcp-session-id";
 
-/// Probes servers: a handshake over streamable HTTP, a connection for what can't be asked yet.
+/// Probes servers: a handshake, over streamable HTTP or over a channel.
 #[derive(Debug, Clone)]
 pub struct HttpProber {
     client: HttpClient,
@@ -47,7 +51,12 @@ impl Prober for HttpProber {
     async fn probe(&self, upstream: &Upstream) -> Result<(), ProbeFailure> {
         match upstream.transport {
             Transport::Http => {}
-            Transport::Sse | Transport::Websocket => return listens(upstream).await,
+            Transport::Sse => {
+                return over_link(upstream, &SseDialer::new(upstream.address, upstream.path.clone())).await;
+            }
+            Transport::Websocket => {
+                return over_link(upstream, &WebsocketDialer::new(upstream.address, upstream.path.clone())).await;
+            }
             Transport::Stdio => {
                 return Err(ProbeFailure {
                     reason: "a server on its standard input can't be probed from outside".to_owned(),
@@ -61,14 +70,13 @@ impl Prober for HttpProber {
     }
 }
 
-/// Whether anything accepts connections on the server's port.
-async fn listens(upstream: &Upstream) -> Result<(), ProbeFailure> {
-    let port = upstream.address.port();
-    match timeout(CONNECT_TIMEOUT, TcpStream::connect(upstream.address)).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(ProbeFailure { reason: format!("nothing accepts connections on port {port}: {error}") }),
-        Err(_) => Err(ProbeFailure { reason: format!("port {port} did not answer") }),
-    }
+/// Whether a handshake succeeds over a channel of its own, which is closed after.
+async fn over_link(upstream: &Upstream, dialer: &dyn Dial) -> Result<(), ProbeFailure> {
+    let mut link = dialer.dial().await.map_err(|end| ProbeFailure { reason: end.reason })?;
+    let Shaken { protocol_version, server, capabilities } =
+        shake_hands(&mut link).await.map_err(|reason| ProbeFailure { reason })?;
+    tracing::debug!(instance = %upstream.instance, protocol_version, %server, %capabilities, "shook hands");
+    Ok(())
 }
 
 /// What came instead of a result.
