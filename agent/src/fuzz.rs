@@ -12,7 +12,7 @@ use crate::{backend, egress, engine, http, instance, mcp, store};
 pub type Target = fn(&[u8]);
 
 /// Every target by name, which is also that of its corpus.
-pub const TARGETS: [(&str, Target); 16] = [
+pub const TARGETS: [(&str, Target); 17] = [
     ("deploy", engine::docker::fuzzed::deploy),
     ("update", engine::docker::fuzzed::update),
     ("group", engine::docker::fuzzed::group),
@@ -28,6 +28,7 @@ pub const TARGETS: [(&str, Target); 16] = [
     ("query", http::fuzzed_query),
     ("bridge", mcp::fuzzed_message),
     ("probe", mcp::fuzzed_probe),
+    ("events", mcp::link::sse::fuzzed_events),
     ("backend", backend::fuzzed_answer),
 ];
 

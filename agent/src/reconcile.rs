@@ -87,8 +87,6 @@ pub struct Question {
 pub enum Answer {
     /// As an MCP server.
     Introduced(Box<Introduction>),
-    /// By accepting a connection, and that is all it can be asked.
-    Listens,
     /// It can't be asked without disturbing those it serves: it counts by staying up.
     CannotSay,
 }

@@ -363,11 +363,6 @@ async fn a_server_on_its_standard_input_is_spoken_to_as_streamable_http() {
 
     assert_eq!(agent.call("POST /tools/pipe/stop", "").await.status, 200);
     assert_eq!(call("POST", &[], request(0, "initialize")).await.failure(), (503, "instance_stopped".to_owned()));
-    for transport in ["sse", "websocket"] {
-        assert_eq!(agent.deploy(transport, Some(transport), mcp_server().await).await.status, 201);
-        let answer = agent.call(&format!("POST /tools/{transport}/mcp"), "{}").await;
-        assert_eq!(answer.failure(), (501, "transport_not_bridged".to_owned()));
-    }
 }
 
 #[tokio::test]

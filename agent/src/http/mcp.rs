@@ -7,7 +7,7 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::Response;
 use dtma_api::InstanceName;
-use dtma_api::instance::{Health, InstanceState, Transport};
+use dtma_api::instance::{Health, InstanceState};
 use http_body_util::BodyExt as _;
 use serde::Deserialize;
 
@@ -25,7 +25,7 @@ pub(super) fn routes<T: Table>(table: T) -> T {
         Operation::new(summary)
             .described(
                 "Streamable HTTP, whatever the server itself speaks, in both eras of the protocol. To a server that speaks it too, request and \
-                 answer are passed on with their headers; the agent's credential stays behind. To a server on its standard input and output \
+                 answer are passed on with their headers; the agent's credential stays behind. To any other \
                  the agent speaks the transport's part itself: `initialize` is answered with an `Mcp-Session-Id`, which ends after 30 minutes \
                  without use or with the server's process; then it is answered with 404, and the client begins anew. Every call under way when the \
                  process ends is answered with the JSON-RPC error -32603. A client that hangs up cancels its call. A failure of the agent is a \
@@ -55,7 +55,6 @@ pub(super) fn routes<T: Table>(table: T) -> T {
                 (413, "message_too_long", "the message is longer than the agent passes on"),
                 (415, "not_json", "a message is `application/json`"),
                 (429, "too_many_calls", "1,024 calls are under way to the server"),
-                (501, "transport_not_bridged", "this version of the agent doesn't speak the server's transport"),
                 (502, "instance_unreachable", "it runs, and doesn't accept connections or hung up"),
                 (503, "docker_unavailable", "which instances there are isn't known before the Docker Engine answers"),
                 (503, "busy", "the agent is taking in as many messages for the server as it may"),
@@ -99,33 +98,25 @@ async fn endpoint(
     let upstream = parts.instances.upstream(&name).map_err(|missing| no_upstream(&parts.instances, missing))?;
     let path = request.uri().path().to_owned();
     let (prefix, suffix) = split(&path);
-    if let Some(bridge) = parts.bridges.to(&upstream) {
-        if !matches!(suffix, "" | "/") {
-            let error = format!("{name} does not speak HTTP itself, so there is nothing below its endpoint");
-            return Err(ApiError::new(StatusCode::NOT_FOUND, "no_such_route", error));
-        }
-        return bridge.serve(request).await.map_err(|refused| {
-            tracing::info!(instance = %name, %refused, "an MCP exchange did not come about");
-            not_bridged(&parts.instances, &name, &refused)
-        });
-    }
-    match upstream.transport {
-        Transport::Http => {}
-        Transport::Stdio | Transport::Sse | Transport::Websocket => {
-            return Err(ApiError::new(
-                StatusCode::NOT_IMPLEMENTED,
-                "transport_not_bridged",
-                "this version of the agent does not speak the server's transport; deploy it with mcpTransportType http or stdio",
-            ));
-        }
-    }
-    let forwarding = Forwarding { upstream: &upstream, prefix, suffix };
     // Listening streams last for ever and keep no server busy.
     let call = (request.method() == Method::POST).then(|| parts.instances.call(&name));
-    let answer = parts.proxy.forward(forwarding, request).await.map_err(|obstacle| {
-        tracing::info!(instance = %name, error = %obstacle, cause = ?std::error::Error::source(&obstacle), "an MCP exchange did not go through");
-        blocked(&parts.instances, &name, &obstacle)
-    })?;
+    let answer = match parts.bridges.to(&upstream) {
+        Some(_) if !matches!(suffix, "" | "/") => {
+            let error = format!("{name} does not speak streamable HTTP itself, so there is nothing below its endpoint");
+            return Err(ApiError::new(StatusCode::NOT_FOUND, "no_such_route", error));
+        }
+        Some(bridge) => bridge.serve(request).await.map_err(|refused| {
+            tracing::info!(instance = %name, %refused, "an MCP exchange did not come about");
+            not_bridged(&parts.instances, &name, &refused)
+        })?,
+        None => {
+            let forwarding = Forwarding { upstream: &upstream, prefix, suffix };
+            parts.proxy.forward(forwarding, request).await.map_err(|obstacle| {
+                tracing::info!(instance = %name, error = %obstacle, cause = ?std::error::Error::source(&obstacle), "an MCP exchange did not go through");
+                blocked(&parts.instances, &name, &obstacle)
+            })?
+        }
+    };
     // The call lasts as long as its answer.
     Ok(answer.map(|body| {
         Body::new(body.map_err(move |error| {

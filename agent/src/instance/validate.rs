@@ -276,11 +276,11 @@ fn mcp(body: &Map<String, Value>, findings: &mut Findings) -> Option<McpServer> 
         return None;
     };
     session_mode(body, transport, findings);
-    if matches!(transport, Transport::Sse | Transport::Websocket) {
-        let problem = "is accepted and run, and its /mcp endpoint is not bridged by this version of the agent";
-        findings.warn(&root.key("mcpTransportType"), problem);
-    }
-    let default_path = if transport == Transport::Sse { "/sse" } else { "/mcp" };
+    let default_path = match transport {
+        Transport::Sse => "/sse",
+        Transport::Websocket => "/ws",
+        Transport::Http | Transport::Stdio => "/mcp",
+    };
     Some(McpServer {
         transport,
         port: port.unwrap_or(DEFAULT_MCP_PORT),

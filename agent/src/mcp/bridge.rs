@@ -17,6 +17,7 @@ mod outlet;
 mod switchboard;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -30,7 +31,9 @@ use tokio_util::sync::CancellationToken;
 
 use self::line::Line;
 use self::switchboard::{Abilities, SessionKey};
+use super::link::sse::SseDialer;
 use super::link::stdio::StdioDialer;
+use super::link::websocket::WebsocketDialer;
 use super::link::{Dial, LinkEnd};
 use crate::engine::{ContainerId, Engine};
 use crate::reconcile::Upstream;
@@ -72,7 +75,8 @@ pub struct Bridges {
 
 struct Inner {
     engine: Arc<dyn Engine>,
-    bridges: Mutex<HashMap<ContainerId, Arc<Bridge>>>,
+    /// A container that is started again may have another address.
+    bridges: Mutex<HashMap<(ContainerId, SocketAddr), Arc<Bridge>>>,
     shutdown: CancellationToken,
 }
 
@@ -84,18 +88,21 @@ impl Bridges {
         Self { inner }
     }
 
-    /// The bridge to a server; none where none is needed, or its transport can't be bridged.
+    /// The bridge to a server; none where none is needed.
     pub fn to(&self, upstream: &Upstream) -> Option<Arc<Bridge>> {
+        let (address, path) = (upstream.address, upstream.path.clone());
         let (sharing, dial): (Sharing, Arc<dyn Dial>) = match upstream.transport {
             Transport::Stdio => {
                 let engine = Arc::clone(&self.inner.engine);
                 (Sharing::Shared, Arc::new(StdioDialer::new(engine, upstream.container.clone())))
             }
-            Transport::Http | Transport::Sse | Transport::Websocket => return None,
+            Transport::Sse => (Sharing::Own, Arc::new(SseDialer::new(address, path))),
+            Transport::Websocket => (Sharing::Own, Arc::new(WebsocketDialer::new(address, path))),
+            Transport::Http => return None,
         };
         let mut bridges = lock(&self.inner.bridges);
         let bridge = bridges
-            .entry(upstream.container.clone())
+            .entry((upstream.container.clone(), address))
             .or_insert_with(|| Bridge::new(upstream.instance.as_str(), sharing, dial, self.inner.shutdown.clone()));
         Some(Arc::clone(bridge))
     }
@@ -115,6 +122,28 @@ async fn sweep(inner: Weak<Inner>, shutdown: CancellationToken) {
             bridge.expire(Instant::now());
             bridge.is_of_use()
         });
+    }
+}
+
+/// A server the agent has shaken hands with.
+#[derive(Debug)]
+pub struct Acquaintance {
+    line: Arc<Line>,
+    known: Arc<Known>,
+}
+
+impl Acquaintance {
+    /// What the server says of itself.
+    pub fn known(&self) -> &Known {
+        &self.known
+    }
+
+    /// A page of its tools, as `tools/list` answers it; `cursor` is where the page before ended.
+    ///
+    /// # Errors
+    /// When the server goes, or refuses.
+    pub async fn tools(&self, cursor: Option<serde_json::Value>) -> Result<serde_json::Value, LinkEnd> {
+        handshake::tools(&self.line, &self.known, cursor).await
     }
 }
 
@@ -153,36 +182,20 @@ impl Bridge {
     ///
     /// # Errors
     /// When the server isn't there or doesn't answer as an MCP server. How long to wait is for the caller to say.
-    pub async fn handshake(&self) -> Result<Known, LinkEnd> {
+    pub async fn handshake(&self) -> Result<Acquaintance, LinkEnd> {
         match self.sharing {
             Sharing::Shared => {
                 let (line, known) = self.common().await?;
                 let known = known.ok_or_else(|| LinkEnd::because("nobody has shaken hands"))?;
                 handshake::prove(&line, &known).await?;
-                Ok(Known::clone(&known))
+                Ok(Acquaintance { line, known })
             }
             Sharing::Own => {
                 let line = self.open().await?;
-                handshake::shake_hands(&line).await
+                let known = Arc::new(handshake::shake_hands(&line).await?);
+                Ok(Acquaintance { line, known })
             }
         }
-    }
-
-    /// A page of the tools of a server that clients share, as `tools/list` answers it.
-    ///
-    /// # Errors
-    /// As [`Self::handshake`], and when the server refuses.
-    pub(super) async fn tools(&self, cursor: Option<serde_json::Value>) -> Result<serde_json::Value, LinkEnd> {
-        let (line, known) = self.common().await?;
-        let known = known.ok_or_else(|| LinkEnd::because("nobody has shaken hands"))?;
-        handshake::tools(&line, &known, cursor).await
-    }
-
-    /// Whether clients wait for answers on the link they share. A server that does one thing at a time answers nothing else meanwhile.
-    pub(super) fn is_busy(&self) -> bool {
-        let common = lock(&self.common);
-        let line = common.as_ref().and_then(|opening| opening.peek()?.as_ref().ok());
-        line.is_some_and(|(line, _)| line.under_way() > 0)
     }
 
     /// The link of those who have none of their own, and what the server said on it.

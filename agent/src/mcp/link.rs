@@ -2,7 +2,9 @@
 //! websocket. Messages are whole and unread; order is kept. Both directions are bounded, so that a side that doesn't read holds the
 //! other one up instead of filling memory.
 
+pub mod sse;
 pub mod stdio;
+pub mod websocket;
 
 use async_trait::async_trait;
 use bytes::Bytes;

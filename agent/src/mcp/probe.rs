@@ -15,11 +15,10 @@ use dtma_api::instance::Transport;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::{Map, Value, json};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::proxy::host_of;
-use super::{CONNECT_TIMEOUT, HttpClient, http_client};
+use super::{HttpClient, http_client};
 use crate::reconcile::{Answer, ProbeFailure, Prober, Question, Upstream};
 
 /// For telling the server that the session is over; it may not listen.
@@ -39,7 +38,7 @@ const SESSION: &str = "mcp-session-id";
 
 pub use bridged::McpProber;
 
-/// Probes servers that speak HTTP: a handshake over streamable HTTP, a connection for what can't be asked yet.
+/// Probes servers that speak streamable HTTP, with a handshake.
 #[derive(Debug, Clone)]
 pub struct HttpProber {
     client: HttpClient,
@@ -61,20 +60,9 @@ impl Prober for HttpProber {
                     .map(|introduction| Answer::Introduced(Box::new(introduction)))
                     .map_err(|obstacle| ProbeFailure { reason: obstacle.reason() })
             }
-            Transport::Sse | Transport::Websocket => listens(upstream).await.map(|()| Answer::Listens),
-            // Not over HTTP.
-            Transport::Stdio => Ok(Answer::CannotSay),
+            // Not over plain HTTP.
+            Transport::Sse | Transport::Websocket | Transport::Stdio => Ok(Answer::CannotSay),
         }
-    }
-}
-
-/// Whether anything accepts connections on the server's port.
-async fn listens(upstream: &Upstream) -> Result<(), ProbeFailure> {
-    let port = upstream.address.port();
-    match timeout(CONNECT_TIMEOUT, TcpStream::connect(upstream.address)).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(ProbeFailure { reason: format!("nothing accepts connections on port {port}: {error}") }),
-        Err(_) => Err(ProbeFailure { reason: format!("port {port} did not answer") }),
     }
 }
 

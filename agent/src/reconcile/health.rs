@@ -131,11 +131,11 @@ impl Loop {
         match found {
             Found::Probed { instance, round, answer } => {
                 match &answer {
-                    Ok(Answer::Introduced(_) | Answer::Listens) => self.health_counts.answered += 1,
+                    Ok(Answer::Introduced(_)) => self.health_counts.answered += 1,
                     Ok(Answer::CannotSay) => self.health_counts.cannot_say += 1,
                     Err(_) => self.health_counts.failed += 1,
                 }
-                let answers = matches!(&answer, Ok(Answer::Introduced(_) | Answer::Listens));
+                let answers = matches!(&answer, Ok(Answer::Introduced(_)));
                 let Some(track) = self.tracks.get_mut(&instance) else { return };
                 let calls = self.shared.calls.since(&instance);
                 match track.supervisor.answered(round, answer, &calls, &self.timing, now) {

@@ -321,8 +321,9 @@ fn an_mcp_server_gets_the_usual_port_and_path() {
     let (spec, warnings) = read(json!({ "mcpTransportType": "http" })).unwrap();
     assert_eq!(spec.mcp, Some(McpServer { transport: Transport::Http, port: 8080, path: "/mcp".into() }));
     assert_eq!(warnings, []);
-    for (transport, warned) in [("stdio", 0), ("sse", 1), ("websocket", 1)] {
-        assert_eq!(read(json!({ "mcpTransportType": transport })).unwrap().1.len(), warned, "{transport}");
+    for (transport, path) in [("stdio", "/mcp"), ("sse", "/sse"), ("websocket", "/ws")] {
+        let (spec, warnings) = read(json!({ "mcpTransportType": transport })).unwrap();
+        assert_eq!((spec.mcp.unwrap().path.as_str(), warnings), (path, Vec::new()), "{transport}");
     }
     for path in ["mcp", "/a b", "/a?b", "/a#b", "/ä"] {
         assert!(read(json!({ "mcpTransportType": "http", "mcpEndpointPath": path })).is_err(), "{path}");

@@ -92,6 +92,7 @@ impl Line {
     }
 
     /// How many calls are under way.
+    #[cfg(test)]
     pub(super) fn under_way(&self) -> usize {
         self.state().board.calls()
     }

@@ -1,5 +1,5 @@
-//! Probing servers that are reached over a bridge: the agent is one more client of the link all of them share, with ids of its own, so that
-//! nobody is disturbed. What speaks HTTP itself is asked directly.
+//! Probing servers that are reached over a bridge: on the link all clients share the agent is one more, with ids of its own, so that nobody is
+//! disturbed; where each has its own, the agent opens one, too. What speaks streamable HTTP itself is asked directly.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use dtma_api::health::Introduction;
 use tokio::time::{Instant, timeout_at};
 
 use super::{HttpProber, MAX_PAGES, introduction};
-use crate::mcp::bridge::{Bridge, Bridges};
+use crate::mcp::bridge::{Acquaintance, Bridge, Bridges};
 use crate::mcp::link::LinkEnd;
 use crate::reconcile::{Answer, ProbeFailure, Prober, Question, Upstream};
 
@@ -38,16 +38,12 @@ impl Prober for McpProber {
 
 async fn ask(bridge: &Arc<Bridge>, question: Question) -> Result<Answer, ProbeFailure> {
     let until = Instant::now() + question.patience;
-    let known = match timeout_at(until, bridge.handshake()).await {
-        Ok(Ok(known)) => known,
-        Ok(Err(end)) => return Err(ProbeFailure { reason: end.to_string() }),
-        // A server that does one thing at a time may be at it for minutes. Should it hang, its clients will have given up one day.
-        Err(_) if bridge.is_busy() => return Ok(Answer::CannotSay),
-        Err(_) => {
-            let seconds = question.patience.as_secs();
-            return Err(ProbeFailure { reason: format!("it did not answer within {seconds} seconds") });
-        }
-    };
+    let met = timeout_at(until, bridge.handshake()).await.unwrap_or_else(|_| {
+        let seconds = question.patience.as_secs();
+        Err(LinkEnd::because(format!("it did not answer within {seconds} seconds")))
+    });
+    let met = met.map_err(|end| ProbeFailure { reason: end.to_string() })?;
+    let known = met.known();
     let introduced = match (known.initialized(), known.discovered()) {
         (Some(result), _) => introduction::legacy(result),
         (None, Some(result)) => introduction::modern(result),
@@ -58,19 +54,19 @@ async fn ask(bridge: &Arc<Bridge>, question: Question) -> Result<Answer, ProbeFa
     };
     if question.tools {
         // It has shaken hands, which is what was to be found out.
-        introduced.tools = timeout_at(until, tools(bridge, &introduced)).await.ok().and_then(Result::ok);
+        introduced.tools = timeout_at(until, tools(&met, &introduced)).await.ok().and_then(Result::ok);
     }
     Ok(Answer::Introduced(Box::new(introduced)))
 }
 
-async fn tools(bridge: &Arc<Bridge>, introduced: &Introduction) -> Result<Vec<String>, LinkEnd> {
+async fn tools(met: &Acquaintance, introduced: &Introduction) -> Result<Vec<String>, LinkEnd> {
     let mut names = Vec::new();
     if !introduction::offers_tools(introduced) {
         return Ok(names);
     }
     let mut cursor = None;
     for _ in 0..MAX_PAGES {
-        cursor = introduction::add_tools(&mut names, &bridge.tools(cursor).await?);
+        cursor = introduction::add_tools(&mut names, &met.tools(cursor).await?);
         if cursor.is_none() {
             break;
         }

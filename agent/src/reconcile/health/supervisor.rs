@@ -265,7 +265,6 @@ impl Supervisor {
                 }
                 self.introduction = Some(Arc::new(introduction));
             }
-            Answer::Listens => self.last_probe_at = Some(now.time),
             Answer::CannotSay => {}
         }
     }

@@ -75,7 +75,7 @@ async fn a_session_with_a_link_of_its_own_shakes_hands_itself_and_takes_the_link
     world.send("DELETE", &[("mcp-session-id", &alice)], "").await.unwrap();
     let end = tokio::time::timeout(LIMIT, world.heard.recv()).await.unwrap();
     assert_eq!(end, Some(json!("end")), "the server sees that its client is gone");
-    assert!(world.bridge.handshake().await.unwrap().initialized().is_some());
+    assert!(world.bridge.handshake().await.unwrap().known().initialized().is_some());
 }
 
 #[tokio::test]
@@ -90,7 +90,8 @@ async fn a_handshake_that_is_refused_leaves_no_session() {
 #[tokio::test]
 async fn a_server_without_initialize_is_known_by_what_it_discovers() {
     let world = world_of(Manner::Modern, Sharing::Shared);
-    let known = world.bridge.handshake().await.unwrap();
+    let met = world.bridge.handshake().await.unwrap();
+    let known = met.known();
     assert_eq!(
         (known.initialized(), known.discovered().unwrap()["supportedVersions"][0].as_str()),
         (None, Some("2026-07-28"))

@@ -350,16 +350,6 @@ fn one_that_can_not_be_asked_is_never_unhealthy() {
 }
 
 #[test]
-fn a_connection_proves_no_health_but_its_absence_does_harm() {
-    let mut scene = Scene::new(quick());
-    scene.clock.pass(2);
-    assert_eq!(scene.probe(Ok(Answer::Listens)), Heard::Answers(None));
-    assert_eq!(scene.health(), Health::Unknown);
-    assert!(scene.supervisor.last_probe_at().is_some());
-    assert!(matches!(scene.hang(), News::Unhealthy(_)));
-}
-
-#[test]
 fn what_ran_before_the_agent_did_is_asked_within_a_second_and_not_judged_in_a_hurry() {
     let mut scene = Scene::new(HealthCheck::default());
     scene.process = Some(process("b", scene.clock.0.time - jiff::SignedDuration::from_hours(1)));
