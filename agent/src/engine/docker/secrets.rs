@@ -16,7 +16,8 @@ use crate::instance::{SecretForm, Spec};
 pub(super) const FOLDER: &str = "/run/secrets";
 
 /// Exports every file as a variable and becomes the command. `$(…)` takes ends of line off, as shells do. Drafts of files begin with a dot, and
-/// no secret is called like the script's own variables.
+/// no secret is called like the script's own variables. In an image
+/// without a shell the container's init says so and ends with 127.
 const EXPORT: &str = "for _dtma_f in /run/secrets/*; do [ -f \"$_dtma_f\" ] || continue; _dtma_v=$(cat \"$_dtma_f\") || exit 126; \
                       export \"${_dtma_f##*/}=$_dtma_v\"; done; unset _dtma_f _dtma_v; exec \"$@\"";
 
