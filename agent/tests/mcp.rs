@@ -12,19 +12,21 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, Response, StatusCode, header};
 use axum::response::IntoResponse as _;
-use axum::routing::any;
+use axum::routing::{self, any, get};
 use axum::{Json, Router};
 use dtma_agent::engine::ContainerId;
 use dtma_agent::mcp::{Forwarding, HttpProber, MAX_MESSAGE_BYTES, Obstacle, Proxy};
 use dtma_agent::reconcile::{Answer, ProbeFailure, Prober as _, Question, Upstream};
 use dtma_api::health::{Era, Introduction};
 use dtma_api::instance::Transport;
-use futures_util::{StreamExt as _, stream};
+use futures_util::{SinkExt as _, StreamExt as _, stream};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -392,4 +394,72 @@ async fn a_server_that_accepts_and_says_nothing_fails_the_probe_in_time() {
     drop(listener);
     let failure = probe(address, ALIVE).await.unwrap_err();
     assert!(failure.reason.contains("does not accept"), "{failure}");
+}
+
+/// What servers here answer to `initialize`, and to nothing else.
+fn answer_to(message: &str) -> Option<String> {
+    let message: Value = serde_json::from_str(message).unwrap();
+    let result = json!({"protocolVersion": "2024-11-05", "capabilities": {}, "serverInfo": {"name": "echo"}});
+    (message["method"] == "initialize")
+        .then(|| json!({"jsonrpc": "2.0", "id": message["id"], "result": result}).to_string())
+}
+
+async fn probe_over(transport: Transport, address: SocketAddr) -> Result<(), String> {
+    let upstream = Upstream { transport, ..upstream(address) };
+    let probed = timeout(LIMIT, HttpProber::default().probe(&upstream)).await.unwrap();
+    probed.map_err(|failure| failure.reason)
+}
+
+#[tokio::test]
+async fn a_server_on_http_and_sse_counts_when_it_shakes_hands_and_its_stream_is_closed() {
+    let (events, stream) = mpsc::channel::<String>(4);
+    let stream = Arc::new(std::sync::Mutex::new(Some(stream)));
+    let open = move || async move {
+        let events = ReceiverStream::new(stream.lock().unwrap().take().unwrap());
+        let body = Body::from_stream(events.map(Ok::<_, Infallible>));
+        ([(header::CONTENT_TYPE, "text/event-stream")], body)
+    };
+    let answering = events.clone();
+    let take = move |message: String| async move {
+        if let Some(answer) = answer_to(&message) {
+            answering.send(format!("event: message\ndata: {answer}\n\n")).await.unwrap();
+        }
+        StatusCode::ACCEPTED
+    };
+    let address = serve(Router::new().route("/mcp", get(open)).route("/messages", routing::post(take))).await;
+    events.send("event: endpoint\ndata: /messages\n\n".to_owned()).await.unwrap();
+    assert_eq!(probe_over(Transport::Sse, address).await, Ok(()));
+    timeout(LIMIT, events.closed()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_on_a_websocket_counts_when_it_shakes_hands_and_is_told_when_that_is_all() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = async {
+        let (connection, _) = listener.accept().await.unwrap();
+        let mut socket = tokio_tungstenite::accept_async(connection).await.unwrap();
+        loop {
+            match timeout(LIMIT, socket.next()).await.unwrap() {
+                Some(Ok(Message::Text(message))) => {
+                    if let Some(answer) = answer_to(&message) {
+                        socket.send(Message::text(answer)).await.unwrap();
+                    }
+                }
+                farewell => break farewell,
+            }
+        }
+    };
+    let (probed, farewell) = tokio::join!(probe_over(Transport::Websocket, address), serving);
+    assert_eq!(probed, Ok(()));
+    assert!(matches!(farewell, Some(Ok(Message::Close(_)))), "{farewell:?}");
+}
+
+#[tokio::test]
+async fn something_that_merely_listens_is_no_server_on_either() {
+    let address = serve(Router::new()).await;
+    for transport in [Transport::Sse, Transport::Websocket] {
+        let reason = probe_over(transport, address).await.unwrap_err();
+        assert!(reason.contains("404"), "{transport:?}: {reason}");
+    }
 }

@@ -26,6 +26,7 @@ async fn open(picked: Option<&'static str>) -> (Server, Result<Link, LinkEnd>, H
     let accept = async {
         let (stream, _) = listener.accept().await.unwrap();
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
+        #[allow(clippy::result_large_err, reason = "tungstenite says what a refusal is")]
         let answer = |request: &server::Request, mut response: server::Response| {
             assert_eq!(request.uri().to_string(), "/ws?a=b");
             asked = request.headers().clone();
