@@ -250,6 +250,11 @@ impl Stack {
         self.servers_image.reference(self.addresses.registry)
     }
 
+    /// The same image, as this machine pulls it.
+    pub fn servers_image_here(&self) -> String {
+        self.servers_image.reference(self.addresses.registry_push)
+    }
+
     /// Host and port of the registry as droplets pull from it, and as this machine pushes to it.
     pub fn registries(&self) -> (SocketAddr, SocketAddr) {
         (self.addresses.registry, self.addresses.registry_push)
