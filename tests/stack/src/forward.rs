@@ -15,14 +15,8 @@ use crate::agent::Agent;
 use crate::error::{Result, StackError};
 
 /// What is said between neighbours, and `content-length` and `host`, which the next client says for itself.
-const NOT_PASSED_ON: [HeaderName; 6] = [
-    header::CONNECTION,
-    header::TRANSFER_ENCODING,
-    header::TE,
-    header::UPGRADE,
-    header::HOST,
-    header::AUTHORIZATION,
-];
+const NOT_PASSED_ON: [HeaderName; 6] =
+    [header::CONNECTION, header::TRANSFER_ENCODING, header::TE, header::UPGRADE, header::HOST, header::AUTHORIZATION];
 
 /// It listens until it is dropped.
 #[derive(Debug)]
@@ -65,7 +59,8 @@ async fn pass_on(State(agent): State<Agent>, request: Request) -> Response {
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     let mut request = agent.request(parts.method, path).headers(passed_on(&parts.headers));
     // A GET with a chunked body of nothing is not what the client sent.
-    let has_body = parts.headers.contains_key(header::CONTENT_LENGTH) || parts.headers.contains_key(header::TRANSFER_ENCODING);
+    let has_body =
+        parts.headers.contains_key(header::CONTENT_LENGTH) || parts.headers.contains_key(header::TRANSFER_ENCODING);
     if has_body {
         request = request.body(reqwest::Body::wrap_stream(body.into_data_stream()));
     }

@@ -152,7 +152,10 @@ impl Image {
         if registry::holds(&storage, self.recipe.repository, &self.tag) {
             return Ok(());
         }
-        watch.say(&format!("building the image {} (Debian's Python, packages from PyPI and npm)", self.recipe.repository));
+        watch.say(&format!(
+            "building the image {} (Debian's Python, packages from PyPI and npm)",
+            self.recipe.repository
+        ));
         let work = self.local_file("root", workspace)?;
         remove_all(&work)?;
         self.fill(&work, workspace, watch).await?;
@@ -195,8 +198,11 @@ impl Image {
         for path in UNNEEDED.iter().chain(self.recipe.unneeded) {
             remove_all(&work.join(path))?;
         }
-        std::fs::write(work.join("etc/passwd"), format!("root:x:0:0::/:/bin/sh\nserver:x:{USER}:{USER}::/data:/bin/sh\n"))
-            .map_err(StackError::io("write etc/passwd"))?;
+        std::fs::write(
+            work.join("etc/passwd"),
+            format!("root:x:0:0::/:/bin/sh\nserver:x:{USER}:{USER}::/data:/bin/sh\n"),
+        )
+        .map_err(StackError::io("write etc/passwd"))?;
         // A new volume mounted here takes over whose it is.
         let data = work.join("data");
         std::fs::create_dir(&data).map_err(StackError::io("make data"))?;
@@ -251,13 +257,7 @@ pub(crate) fn storage(workspace: &Workspace) -> PathBuf {
     workspace.local().join("registry")
 }
 
-async fn import(
-    docker: &Docker,
-    archive: &Path,
-    reference: &str,
-    changes: &[&str],
-    watch: &dyn Watch,
-) -> Result<()> {
+async fn import(docker: &Docker, archive: &Path, reference: &str, changes: &[&str], watch: &dyn Watch) -> Result<()> {
     let doing = format!("import {reference}");
     let file = tokio::fs::File::open(archive).await;
     let file = file.map_err(StackError::io(format!("read {}", archive.display())))?;

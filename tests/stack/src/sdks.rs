@@ -16,8 +16,12 @@ use crate::watch::{Unwatched, Watch};
 use crate::workspace::Workspace;
 
 /// What decides which environment it is.
-const PINS: [&str; 4] =
-    ["clients/requirements.txt", "clients/package.json", "clients/package-lock.json", "images/mcp-demo/requirements.txt"];
+const PINS: [&str; 4] = [
+    "clients/requirements.txt",
+    "clients/package.json",
+    "clients/package-lock.json",
+    "images/mcp-demo/requirements.txt",
+];
 /// Written last, so that what was interrupted isn't taken for whole.
 const DONE: &str = "done";
 /// One client's whole talk, its own start included, on a machine that does other things too.
@@ -136,7 +140,8 @@ impl Sdks {
     /// # Errors
     /// When the client ends with an error, or not in time.
     pub async fn talk(&self, sdk: Sdk, target: &str, era: Era, calls: &[(&str, Value)]) -> Result<Talk> {
-        let calls: Vec<Value> = calls.iter().map(|(tool, arguments)| json!({ "tool": tool, "arguments": arguments })).collect();
+        let calls: Vec<Value> =
+            calls.iter().map(|(tool, arguments)| json!({ "tool": tool, "arguments": arguments })).collect();
         let log = tempfile::NamedTempFile::new().map_err(StackError::io("make a file for a client's output"))?;
         let (program, script) = match sdk {
             Sdk::Python => ("python", self.sources.join("client.py")),

@@ -3,7 +3,7 @@
 //! tried can be tried again; what happens at which moment is the machine's affair.
 
 mod client;
-mod dice;
+pub(crate) mod dice;
 mod model;
 mod monkey;
 mod record;

@@ -1,6 +1,9 @@
 //! Servers people use and clients people use, for stories about what lies between them: which server is started how, what it is asked,
 //! and what a right answer is.
 
+pub mod load;
+pub mod session;
+
 use std::error::Error;
 use std::fmt;
 
@@ -69,13 +72,7 @@ pub struct Server {
 }
 
 impl Server {
-    fn new(
-        name: &'static str,
-        speaks: Speaks,
-        command: &[&str],
-        call: (&'static str, Value),
-        answer: &str,
-    ) -> Self {
+    fn new(name: &'static str, speaks: Speaks, command: &[&str], call: (&'static str, Value), answer: &str) -> Self {
         let command = command.iter().map(|&word| word.to_owned()).collect();
         Self { name, speaks, command, call, answer: answer.to_owned() }
     }
