@@ -1,6 +1,7 @@
 //! The images with MCP servers that the demo and the stories deploy: Debian's Python, packages from PyPI and npm by name, and the files
 //! of the image's folder. Each is built once per recipe and kept in the registry's storage.
 
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -156,6 +157,10 @@ impl Image {
             "building the image {} (Debian's Python, packages from PyPI and npm)",
             self.recipe.repository
         ));
+        let _alone = self.lock(workspace).await?;
+        if registry::holds(&storage, self.recipe.repository, &self.tag) {
+            return Ok(());
+        }
         let work = self.local_file("root", workspace)?;
         remove_all(&work)?;
         self.fill(&work, workspace, watch).await?;
@@ -169,6 +174,17 @@ impl Image {
         self.publish(&archive, &storage, workspace, engine, watch).await?;
         remove_all(&work)?;
         std::fs::remove_file(&archive).map_err(StackError::io(format!("remove {}", archive.display())))
+    }
+
+    /// Waits for another process that builds it, for as long as that takes. Let go when dropped.
+    async fn lock(&self, workspace: &Workspace) -> Result<File> {
+        let path = self.local_file("lock", workspace)?;
+        let doing = format!("lock {}", path.display());
+        let locked = tokio::task::spawn_blocking(move || {
+            let file = File::options().create(true).append(true).open(path)?;
+            file.lock().map(|()| file)
+        });
+        locked.await.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(StackError::io(doing))
     }
 
     fn local_file(&self, name: &str, workspace: &Workspace) -> Result<PathBuf> {
