@@ -160,9 +160,9 @@ impl Sdks {
             .env("NO_PROXY", "*");
         limited("let a client talk", TALK_LIMIT, job.run(&Unwatched)).await?;
         let told = std::fs::read_to_string(log.path()).map_err(StackError::io("read a client's output"))?;
-        // Above it there may be warnings of the library.
-        let last = told.lines().next_back().unwrap_or_default();
-        serde_json::from_str(last).map_err(StackError::json(format!("what a client told: {told}")))
+        // Around it there may be warnings of the library, and what a server it has started says.
+        let line = told.lines().rev().find(|line| line.starts_with("{\"version\"")).unwrap_or_default();
+        serde_json::from_str(line).map_err(StackError::json(format!("what a client told: {told}")))
     }
 
     /// Runs the scenarios a revision of the protocol requires of a server, against the one at `url`.

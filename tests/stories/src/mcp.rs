@@ -84,7 +84,9 @@ impl Server {
         let noon = json!({ "source_timezone": "Asia/Kolkata", "time": "12:00", "target_timezone": "Asia/Tokyo" });
         let mut time = python("mcp_server_time").to_vec();
         time.push("--local-timezone=UTC");
-        let mut fetch = python("mcp_server_fetch").to_vec();
+        // Where it finds Node it wants npm as well, to install a script it can do without.
+        let mut fetch = vec!["env", "PATH=/usr/bin:/bin"];
+        fetch.extend(python("mcp_server_fetch"));
         fetch.extend(["--allow-private-ips", "--ignore-robots-txt"]);
         vec![
             Self::new("time", Speaks::Stdio, &time, ("convert_time", noon), "T15:30:00+09:00"),
