@@ -252,3 +252,26 @@ async fn limited<T>(doing: &'static str, limit: Duration, work: impl Future<Outp
         Err(_) => Err(StackError::Mcp { doing, problem: format!("not done in {} s", limit.as_secs()) }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_is_told_from_its_folder_and_a_check_that_failed_once_has_failed() {
+        let folder = tempfile::tempdir().unwrap();
+        let results = folder.path().join("server-json-schema-2020-12-2026-08-31T10-00-00-000Z");
+        std::fs::create_dir(&results).unwrap();
+        let checks = json!([
+            { "id": "a", "status": "SUCCESS" },
+            { "id": "b", "status": "SUCCESS" },
+            { "id": "b", "status": "FAILURE", "errorMessage": "why" },
+            { "id": "c", "status": "INFO" },
+        ]);
+        std::fs::write(results.join("checks.json"), checks.to_string()).unwrap();
+        let scores = read_scores(folder.path()).unwrap();
+        let expected =
+            Scenario { passed: vec!["a".to_owned()], failed: BTreeMap::from([("b".to_owned(), "why".to_owned())]) };
+        assert_eq!(scores, Scores::from([("json-schema-2020-12".to_owned(), expected)]));
+    }
+}
