@@ -4,8 +4,9 @@ use crate::command::Job;
 use crate::docker::Engine;
 use crate::error::Result;
 use crate::host;
-use crate::mcp_image::McpImage;
+use crate::image::Image;
 use crate::release::{self, ReleaseError};
+use crate::sdks::Sdks;
 use crate::watch::Watch;
 use crate::workspace::Workspace;
 
@@ -42,5 +43,15 @@ pub async fn images(workspace: &Workspace, base_images: &[String], watch: &dyn W
         .in_folder(workspace.root())
         .run(watch)
         .await?;
-    McpImage::of(workspace)?.ensure(workspace, &Engine::connect().await?, watch).await
+    Image::demo(workspace)?.ensure(workspace, &Engine::connect().await?, watch).await
+}
+
+/// What stories about MCP's transports need besides: the image with the servers people use, and the clients and the conformance suite
+/// of the two official SDKs. Two minutes when nothing is there, nothing when it is.
+///
+/// # Errors
+/// When one can't be had.
+pub async fn mcp(workspace: &Workspace, watch: &dyn Watch) -> Result<Sdks> {
+    Image::servers(workspace)?.ensure(workspace, &Engine::connect().await?, watch).await?;
+    Sdks::ensure(workspace, watch).await
 }

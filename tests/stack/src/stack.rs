@@ -16,7 +16,7 @@ use crate::cloud::Cloud;
 use crate::command::tail_of;
 use crate::docker::{Engine, ExecOutput, Leftovers, network_name};
 use crate::error::{Result, StackError};
-use crate::mcp_image::{self, McpImage};
+use crate::image::{self, Image};
 use crate::prepare;
 use crate::process::ProcessRecord;
 use crate::provisioner::Provisioner;
@@ -84,7 +84,8 @@ pub struct Stack {
     internal_secret: Token,
     cloud_token: Token,
     provisioner_env: BTreeMap<String, String>,
-    mcp_image: McpImage,
+    mcp_image: Image,
+    servers_image: Image,
     record: Mutex<Record>,
     provisioner: Provisioner,
     cloud: Cloud,
@@ -147,7 +148,8 @@ impl Stack {
         let mut stack = Self {
             provisioner: Provisioner::new(format!("http://{}", addresses.provisioner), internal_secret.clone())?,
             cloud: Cloud::new(format!("http://{}", addresses.cloud), cloud_token.clone())?,
-            mcp_image: McpImage::of(workspace)?,
+            mcp_image: Image::demo(workspace)?,
+            servers_image: Image::servers(workspace)?,
             fleet_key: Token::generate()?,
             record: Mutex::new(Record { owner, processes: Vec::new() }),
             workspace: workspace.clone(),
@@ -173,7 +175,7 @@ impl Stack {
 
     async fn start_processes(&self, watch: &dyn Watch) -> Result<()> {
         watch.now("registry");
-        let storage = mcp_image::storage(&self.workspace);
+        let storage = image::storage(&self.workspace);
         let writable = registry::spawn(Access::Write, self.addresses.registry_push, &storage, &self.folder)?;
         self.remember(Some(&writable))?;
         let read_only = registry::spawn(Access::ReadOnly, self.addresses.registry, &storage, &self.folder)?;
@@ -241,6 +243,16 @@ impl Stack {
     /// The MCP server's image, as droplets pull it.
     pub fn mcp_image(&self) -> String {
         self.mcp_image.reference(self.addresses.registry)
+    }
+
+    /// The image with the servers people use, as droplets pull it, once [`prepare::mcp`] has been done.
+    pub fn servers_image(&self) -> String {
+        self.servers_image.reference(self.addresses.registry)
+    }
+
+    /// The same image, as this machine pulls it.
+    pub fn servers_image_here(&self) -> String {
+        self.servers_image.reference(self.addresses.registry_push)
     }
 
     /// Host and port of the registry as droplets pull from it, and as this machine pushes to it.

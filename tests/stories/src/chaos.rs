@@ -4,7 +4,7 @@
 
 mod client;
 mod crew;
-mod dice;
+pub(crate) mod dice;
 mod model;
 mod monkey;
 mod record;

@@ -2,6 +2,7 @@
 //! over real processes and real droplets; they need Docker and root and are run by `cargo xtask test`.
 
 pub mod chaos;
+pub mod mcp;
 
 use std::error::Error;
 use std::time::{Duration, Instant};

@@ -2,11 +2,11 @@
 
 /// `SplitMix64`; good enough to choose by, and the same on every machine.
 #[derive(Debug, Clone)]
-pub(super) struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
     /// Dice of their own for everybody who throws some.
-    pub(super) fn new(seed: u64, thrower: &str) -> Self {
+    pub(crate) fn new(seed: u64, thrower: &str) -> Self {
         let mixed = thrower.bytes().fold(seed, |mixed, byte| {
             let mut dice = Self(mixed ^ u64::from(byte));
             dice.next()
@@ -23,23 +23,23 @@ impl Dice {
     }
 
     /// From 0 up to and without `end`; 0 when there is nothing to choose from.
-    pub(super) fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.next().checked_rem(end).unwrap_or(0)
     }
 
     /// Yes, so often in a hundred.
-    pub(super) fn percent(&mut self, often: u64) -> bool {
+    pub(crate) fn percent(&mut self, often: u64) -> bool {
         self.below(100) < often
     }
 
     /// One of them.
-    pub(super) fn one_of<'a, T>(&mut self, all: &'a [T]) -> Option<&'a T> {
+    pub(crate) fn one_of<'a, T>(&mut self, all: &'a [T]) -> Option<&'a T> {
         let index = self.below(u64::try_from(all.len()).ok()?);
         all.get(usize::try_from(index).ok()?)
     }
 
     /// One of them, the more likely the greater its weight.
-    pub(super) fn weighted<T: Copy>(&mut self, all: &[(u64, T)]) -> Option<T> {
+    pub(crate) fn weighted<T: Copy>(&mut self, all: &[(u64, T)]) -> Option<T> {
         let mut left = self.below(all.iter().map(|(weight, _)| weight).sum());
         for (weight, what) in all {
             match left.checked_sub(*weight) {

