@@ -1,6 +1,7 @@
 //! A container engine in memory, strangers included, which can be told to fail, to hang and to be gone.
 
 mod images;
+mod inside;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -570,25 +571,11 @@ impl Engine for FakeEngine {
     }
 
     async fn attach(&self, id: &ContainerId) -> Result<Attached, EngineError> {
-        let runs = move |world: &mut World| Ok(is_running(world, id));
-        if !self.call("attach", id.as_str(), runs).await? {
-            return Err(EngineError::ContainerGone { operation: "attach to the container" });
-        }
-        let (input, output) = (Box::pin(tokio::io::sink()), stream::pending().boxed());
-        Ok(Attached { input, output })
+        self.attached(id).await
     }
 
     async fn exec(&self, id: &ContainerId, exec: &Exec) -> Result<Executed, ExecError> {
-        let command = exec.command.join(" ");
-        let runs = move |world: &mut World| Ok(is_running(world, id));
-        if !self.call("exec", id.as_str(), runs).await? {
-            return Err(ExecError::NotRunning);
-        }
-        if command == "sleep" {
-            tokio::time::sleep(exec.patience).await;
-            return Ok(Executed { end: ExecEnd::TimedOut { killed: true }, ..executed(&command) });
-        }
-        Ok(executed(&command))
+        self.run(id, exec).await
     }
 
     async fn usage(&self, id: &ContainerId) -> Result<Option<Usage>, EngineError> {
