@@ -3,6 +3,9 @@
 // What tests are made of may fail as loudly as the tests themselves.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
+#[allow(dead_code, reason = "each test program uses its part")]
+mod loopback;
+
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -15,7 +18,7 @@ use axum::response::IntoResponse as _;
 use axum::routing::{self, any, get};
 use axum::{Json, Router};
 use dtma_agent::engine::ContainerId;
-use dtma_agent::mcp::{Forwarding, HttpProber, MAX_MESSAGE_BYTES, Obstacle, Proxy};
+use dtma_agent::mcp::{Bridges, Forwarding, HttpProber, MAX_MESSAGE_BYTES, McpProber, Obstacle, Proxy};
 use dtma_agent::reconcile::{Answer, ProbeFailure, Prober as _, Question, Upstream};
 use dtma_api::health::{Era, Introduction};
 use dtma_api::instance::Transport;
@@ -28,6 +31,8 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+use self::loopback::LoopbackEngine;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -404,10 +409,15 @@ fn answer_to(message: &str) -> Option<String> {
         .then(|| json!({"jsonrpc": "2.0", "id": message["id"], "result": result}).to_string())
 }
 
-async fn probe_over(transport: Transport, address: SocketAddr) -> Result<(), String> {
+/// The name of a server that isn't spoken to over streamable HTTP, from its handshake.
+async fn probe_over(transport: Transport, address: SocketAddr) -> Result<Option<String>, String> {
     let upstream = Upstream { transport, ..upstream(address) };
-    let probed = timeout(LIMIT, HttpProber::default().probe(&upstream)).await.unwrap();
-    probed.map_err(|failure| failure.reason)
+    let prober = McpProber::new(Bridges::new(Arc::new(LoopbackEngine::default()), CancellationToken::new()));
+    match timeout(LIMIT, prober.probe(&upstream, ALIVE)).await.unwrap() {
+        Ok(Answer::Introduced(introduction)) => Ok(introduction.name),
+        Ok(other) => panic!("{other:?}"),
+        Err(failure) => Err(failure.reason),
+    }
 }
 
 #[tokio::test]
@@ -428,7 +438,7 @@ async fn a_server_on_http_and_sse_counts_when_it_shakes_hands_and_its_stream_is_
     };
     let address = serve(Router::new().route("/mcp", get(open)).route("/messages", routing::post(take))).await;
     events.send("event: endpoint\ndata: /messages\n\n".to_owned()).await.unwrap();
-    assert_eq!(probe_over(Transport::Sse, address).await, Ok(()));
+    assert_eq!(probe_over(Transport::Sse, address).await, Ok(Some("echo".to_owned())));
     timeout(LIMIT, events.closed()).await.unwrap();
 }
 
@@ -451,7 +461,7 @@ async fn a_server_on_a_websocket_counts_when_it_shakes_hands_and_is_told_when_th
         }
     };
     let (probed, farewell) = tokio::join!(probe_over(Transport::Websocket, address), serving);
-    assert_eq!(probed, Ok(()));
+    assert_eq!(probed, Ok(Some("echo".to_owned())));
     assert!(matches!(farewell, Some(Ok(Message::Close(_)))), "{farewell:?}");
 }
 
