@@ -16,6 +16,8 @@ use stack::{Sdks, Stack};
 use crate::Scene;
 
 const EVERYTHING: &str = "/opt/mcp-servers/node_modules/@modelcontextprotocol/server-everything/dist/index.js";
+/// Where the memory server keeps what it was told: on the volume.
+const REMEMBERED: &str = "/data/memory.jsonl";
 const MEMORY: &str = "/opt/mcp-servers/node_modules/@modelcontextprotocol/server-memory/dist/index.js";
 /// A repository with one commit in it, made where the server may write.
 const GIT: &str = "git init -q /data/repo && cd /data/repo && git -c user.name=story -c user.email=story@example.com commit -q \
@@ -138,7 +140,7 @@ impl Server {
             "mcpTransportType": self.speaks.transport(),
             "mcpEndpointPath": self.speaks.path(),
             "mcpPort": PORT,
-            "environmentVariables": { "PORT": PORT.to_string(), "MEMORY_FILE_PATH": "/data/memory.jsonl", "TALLY": "/data/tally" },
+            "environmentVariables": { "PORT": PORT.to_string(), "MEMORY_FILE_PATH": REMEMBERED, "TALLY": "/data/tally" },
             "volumes": [{ "name": "data", "path": "/data" }],
             "resourceLimits": { "memory": "256m" },
         })
@@ -149,8 +151,12 @@ impl Server {
     pub fn docker_run(&self, stack: &Stack, image: &str) -> Vec<String> {
         let how = if self.speaks == Speaks::Stdio { "--interactive" } else { "--detach" };
         let (label, port) = (format!("{}={}", stack::docker::STACK_LABEL, stack.id()), format!("PORT={PORT}"));
+        let memory = format!("MEMORY_FILE_PATH={REMEMBERED}");
         // A volume nobody knows, so that it is the server's to write to.
-        let words = ["docker", "run", "--rm", how, "--label", &label, "--env", &port, "--volume", "/data", image];
+        let words = [
+            "docker", "run", "--rm", how, "--label", &label, "--env", &port, "--env", &memory, "--volume", "/data",
+            image,
+        ];
         words.into_iter().map(str::to_owned).chain(self.command.clone()).collect()
     }
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use stack::prepare::{self, DEFAULT_IMAGE};
 use stack::{Unwatched, Workspace};
 use stories::mcp::load::Load;
-use stories::mcp::session::{Outcome, Session, message_lines};
+use stories::mcp::session::{Outcome, Session};
 use stories::mcp::{Server, instance};
 use stories::{Scene, Story, until};
 
@@ -116,25 +116,10 @@ async fn a_server_that_asks_back_is_answered_by_its_client_or_told_that_nobody_c
     assert_eq!(heard.pointer("/error/code"), Some(&json!(-32601)), "{heard}");
     assert!(begun.elapsed() < Duration::from_secs(10), "told after {:?} only", begun.elapsed());
 
-    // One that can: what it says is what the server hears, wherever the question came.
+    // One that can: it is asked where it waits for the answer, and what it says is what the server hears.
     let able = Session::open(&scene.agent, &path, json!({ "sampling": {} })).await?;
-    let mut unasked = able.listen().await?;
-    let answered = async {
-        let mut seen = String::new();
-        while let Some(chunk) = unasked.chunk().await? {
-            seen.push_str(&String::from_utf8_lossy(&chunk));
-            if let Some(question) = message_lines(&seen).find(|it| it["method"] == json!("sampling/createMessage")) {
-                let said =
-                    json!({ "role": "assistant", "model": "story", "content": { "type": "text", "text": "a story" } });
-                able.tell(json!({ "id": question["id"], "result": said })).await?;
-                return Ok::<(), Box<dyn Error>>(());
-            }
-        }
-        Err("the stream ended without the question".into())
-    };
-    let asking = able.call(1, "ask", json!({ "text": "who are you?" }));
-    let (outcome, answered) = tokio::join!(asking, tokio::time::timeout(Duration::from_secs(30), answered));
-    answered??;
+    let said = json!({ "role": "assistant", "model": "story", "content": { "type": "text", "text": "a story" } });
+    let outcome = able.call_and_reply(1, "ask", json!({ "text": "who are you?" }), |_| said.clone()).await?;
     let heard: Value = serde_json::from_str(outcome.text().ok_or_else(|| format!("{outcome:?}"))?)?;
     assert_eq!(heard.pointer("/result/content/text"), Some(&json!("a story")), "{heard}");
     Ok(())
@@ -147,7 +132,10 @@ async fn a_server_that_never_begins_is_not_called_running() -> Story {
     let before = scene.docker_inventory().await?;
     for mood in ["exit", "hang"] {
         let server = Server::moody("ill", Some(mood));
-        let request = scene.agent.request(Method::POST, "/tools?wait=140").json(&server.deploy(&scene.stack));
+        let mut deploy = server.deploy(&scene.stack);
+        // It isn't waited for as long as for others.
+        deploy["healthCheck"] = json!({ "startPeriodSeconds": 10, "timeoutSeconds": 2 });
+        let request = scene.agent.request(Method::POST, "/tools?wait=140").json(&deploy);
         let reply = request.send().await?;
         let (status, answer) = (reply.status().as_u16(), reply.json::<Value>().await?);
         assert_ne!(status, 201, "{mood}: {answer}");

@@ -74,10 +74,7 @@ impl Session {
 
     /// Calls a tool under this id and waits for the whole answer.
     pub async fn call(&self, id: u64, tool: &str, arguments: Value) -> Outcome {
-        let params =
-            json!({ "name": tool, "arguments": arguments, "_meta": { "progressToken": format!("token-{id}") } });
-        let call = json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params });
-        let response = match self.post(&call).send().await {
+        let response = match self.post(&tool_call(id, tool, &arguments)).send().await {
             Ok(response) => response,
             Err(error) => return Outcome::Wrong(format!("call {id}: {error:?}")),
         };
@@ -95,6 +92,31 @@ impl Session {
         }
     }
 
+    /// The same, answering whatever the server asks meanwhile with the result `reply`.
+    ///
+    /// # Errors
+    /// When the answer breaks off, or one of ours isn't accepted.
+    pub async fn call_and_reply(
+        &self,
+        id: u64,
+        tool: &str,
+        arguments: Value,
+        reply: impl Fn(&Value) -> Value,
+    ) -> Result<Outcome, Box<dyn Error>> {
+        let mut response = self.post(&tool_call(id, tool, &arguments)).send().await?.error_for_status()?;
+        let (mut text, mut replied) = (String::new(), 0);
+        while let Some(chunk) = response.chunk().await? {
+            text.push_str(std::str::from_utf8(&chunk)?);
+            let asked = |message: &Value| message.get("method").is_some() && message.get("id").is_some();
+            let questions: Vec<Value> = message_lines(&text).filter(asked).skip(replied).collect();
+            for question in questions {
+                self.tell(json!({ "id": question.get("id"), "result": reply(&question) })).await?;
+                replied += 1;
+            }
+        }
+        Ok(judged(id, messages(&text)))
+    }
+
     /// Sends something that has no answer: a notification, or an answer of our own.
     ///
     /// # Errors
@@ -110,15 +132,6 @@ impl Session {
         }
     }
 
-    /// The stream of what the server says unasked; lines of server-sent events.
-    ///
-    /// # Errors
-    /// When it isn't given.
-    pub async fn listen(&self) -> Result<reqwest::Response, Box<dyn Error>> {
-        let request = self.request(Method::GET).header("accept", "text/event-stream");
-        Ok(request.send().await?.error_for_status()?)
-    }
-
     fn post(&self, message: &Value) -> reqwest::RequestBuilder {
         let request = self.request(Method::POST).header("accept", "application/json, text/event-stream");
         request.header("mcp-protocol-version", VERSION).json(message)
@@ -128,6 +141,11 @@ impl Session {
         let request = self.agent.request(method, &self.path).timeout(PATIENCE);
         if self.id.is_empty() { request } else { request.header(SESSION, &self.id) }
     }
+}
+
+fn tool_call(id: u64, tool: &str, arguments: &Value) -> Value {
+    let params = json!({ "name": tool, "arguments": arguments, "_meta": { "progressToken": format!("token-{id}") } });
+    json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params })
 }
 
 /// The messages in a body: one, or a stream of events with one each.
