@@ -217,9 +217,14 @@ fn read_scores(folder: &Path) -> Result<Scores> {
         let entry = entry.map_err(reading())?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let file = entry.path().join("checks.json");
-        let text = std::fs::read(&file).map_err(StackError::io(format!("read {}", file.display())))?;
-        let checks: Vec<Check> = serde_json::from_slice(&text).map_err(StackError::json(file.display().to_string()))?;
         let scenario = scores.entry(scenario_of(&name).to_owned()).or_default();
+        let text = match std::fs::read(&file) {
+            Ok(text) => text,
+            // The scenario broke off, and has passed nothing.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(StackError::io(format!("read {}", file.display()))(error)),
+        };
+        let checks: Vec<Check> = serde_json::from_slice(&text).map_err(StackError::json(file.display().to_string()))?;
         for check in checks {
             match check.status.as_str() {
                 "SUCCESS" => scenario.passed.push(check.id),
@@ -269,7 +274,9 @@ mod tests {
             { "id": "c", "status": "INFO" },
         ]);
         std::fs::write(results.join("checks.json"), checks.to_string()).unwrap();
-        let scores = read_scores(folder.path()).unwrap();
+        std::fs::create_dir(folder.path().join("server-broke-off-2026-08-31T10-00-00-000Z")).unwrap();
+        let mut scores = read_scores(folder.path()).unwrap();
+        assert_eq!(scores.remove("broke-off"), Some(Scenario::default()));
         let expected =
             Scenario { passed: vec!["a".to_owned()], failed: BTreeMap::from([("b".to_owned(), "why".to_owned())]) };
         assert_eq!(scores, Scores::from([("json-schema-2020-12".to_owned(), expected)]));

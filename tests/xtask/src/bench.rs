@@ -47,7 +47,7 @@ pub(crate) async fn run(terminal: &Terminal) -> Result<(), DemoError> {
     let stack = Stack::start_prepared(StackOptions::default(), &workspace, terminal).await?;
     let (environment, _) = demo::environment(&stack, terminal).await?;
     let agent = stack.agent(&environment)?;
-    demo::deploy(&stack, &agent, terminal).await?;
+    demo::deploy(&stack, &agent, demo::Speaking::Http, terminal).await?;
     terminal.done("runs");
 
     terminal.step("GET /status over TLS, as fast as it goes");

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use dtma_api::environment::{EnsureRequest, EnvironmentEvent, EnvironmentStatus, EnvironmentView};
-use dtma_api::instance::{DeployAnswer, DeployRequest, InstanceView, Transport};
+use dtma_api::instance::{DeployAnswer, DeployRequest, InstanceView};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use stack::release::{self, ReleaseError};
@@ -20,6 +20,8 @@ use crate::with_causes;
 const AGENT: &str = "demo-agent";
 /// What the MCP server is called on the droplet.
 const INSTANCE: &str = "mcp-demo";
+/// And the one on its standard input and output.
+const PIPED: &str = "mcp-demo-stdio";
 const ACTIVE_LIMIT: Duration = Duration::from_secs(300);
 const LOG_LINES: usize = 30;
 
@@ -158,14 +160,20 @@ async fn told(
 
     terminal.step("Deploy a real MCP server: the Python SDK's, in an image from the registry");
     let begun = Instant::now();
-    let deployed = deploy(stack, &agent, terminal).await?;
+    let deployed = deploy(stack, &agent, Speaking::Http, terminal).await?;
     figures.deploy = begun.elapsed();
     let endpoint = deployed.mcp_url.as_deref().unwrap_or_default();
     terminal.done(&format!("{} answers at {endpoint}", deployed.instance_name_on_toolbox));
 
     terminal.step("Call one of its tools with a real MCP client");
-    call(&agent, &deployed, terminal, &mut figures).await?;
+    (figures.tool_result, figures.tool_call) = call(&agent, &deployed, terminal).await?;
     terminal.done(&format!("add(19, 23) = {}", figures.tool_result));
+
+    terminal.step("The same server on its standard input and output, which is no difference to the client");
+    let piped = deploy(stack, &agent, Speaking::Stdio, terminal).await?;
+    let result = call(&agent, &piped, terminal).await?.0;
+    let endpoint = piped.mcp_url.as_deref().unwrap_or_default();
+    terminal.done(&format!("add(19, 23) = {result} at {endpoint}"));
 
     terminal.step("Give the environment back");
     stack.provisioner().delete(AGENT, 120).await?.success()?;
@@ -242,15 +250,42 @@ pub(crate) async fn agent_memory(stack: &Stack, environment: &EnvironmentView) -
     Ok(kilobytes * 1024.0 / 1e6)
 }
 
+/// What the demo's server speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Speaking {
+    Http,
+    Stdio,
+}
+
+impl Speaking {
+    fn request(self, image: &str) -> Value {
+        match self {
+            Self::Http => json!({
+                "dockerImageUrl": image,
+                "instanceNameOnToolbox": INSTANCE,
+                "accountToolInstanceId": "demo-tool-instance",
+                "mcpTransportType": "http",
+            }),
+            Self::Stdio => json!({
+                "dockerImageUrl": image,
+                "instanceNameOnToolbox": PIPED,
+                "accountToolInstanceId": "demo-piped-tool-instance",
+                "mcpTransportType": "stdio",
+                "baseConfigOverrideJson": { "Cmd": ["python3.11", "/opt/mcp-demo/server.py", "stdio"] },
+            }),
+        }
+    }
+}
+
 /// Deploys, showing the agent's own events meanwhile.
-pub(crate) async fn deploy(stack: &Stack, agent: &Agent, terminal: &Terminal) -> Result<InstanceView, DemoError> {
-    let request: DeployRequest = serde_json::from_value(json!({
-        "dockerImageUrl": stack.mcp_image(),
-        "instanceNameOnToolbox": INSTANCE,
-        "accountToolInstanceId": "demo-tool-instance",
-    }))
-    .map_err(|source| StackError::Json { what: "the demo's deploy request".to_owned(), source })?;
-    let request = DeployRequest { mcp_transport_type: Some(Transport::Http), ..request };
+pub(crate) async fn deploy(
+    stack: &Stack,
+    agent: &Agent,
+    speaking: Speaking,
+    terminal: &Terminal,
+) -> Result<InstanceView, DemoError> {
+    let request: DeployRequest = serde_json::from_value(speaking.request(&stack.mcp_image()))
+        .map_err(|source| StackError::Json { what: "the demo's deploy request".to_owned(), source })?;
     let mut events = agent.events().await?;
     let deploying = agent.deploy(&request);
     let mut deploying = std::pin::pin!(deploying);
@@ -280,19 +315,15 @@ pub(crate) async fn deploy(stack: &Stack, agent: &Agent, terminal: &Terminal) ->
     Ok(answer.data.instance)
 }
 
-async fn call(
-    agent: &Agent,
-    instance: &InstanceView,
-    terminal: &Terminal,
-    figures: &mut Figures,
-) -> Result<(), DemoError> {
+/// Calls one of the server's tools; what it answers, and how long that took.
+async fn call(agent: &Agent, instance: &InstanceView, terminal: &Terminal) -> Result<(String, Duration), DemoError> {
     let client = agent.mcp(instance).await?;
     terminal.say(&format!("tools: {}", client.tools().await?.join(", ")));
     let begun = Instant::now();
-    figures.tool_result = client.call("add", json!({ "a": 19, "b": 23 })).await?;
-    figures.tool_call = begun.elapsed();
+    let result = client.call("add", json!({ "a": 19, "b": 23 })).await?;
+    let took = begun.elapsed();
     client.close().await?;
-    Ok(())
+    Ok((result, took))
 }
 
 /// The cloud's lists lag; what they show at last is what counts.

@@ -1,4 +1,5 @@
-"""A small MCP server on the official Python SDK: three tools over streamable HTTP on port 8080, path /mcp."""
+"""A small MCP server on the official Python SDK: three tools over streamable HTTP on port 8080, path /mcp, or with the argument `stdio` over
+its standard input and output."""
 
 import signal
 import sys
@@ -31,6 +32,9 @@ def clock() -> str:
 if __name__ == "__main__":
     # Until uvicorn has its own handler, SIGTERM would be ignored by a process that is PID 1.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if sys.argv[1:] == ["stdio"]:
+        server.run("stdio")
+        sys.exit(0)
     # The container publishes no port and only the agent reaches it, under an address nobody knows beforehand; the SDK's
     # check of the Host header is against browsers on the same machine.
     server.run(
