@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use dtma_api::InstanceName;
-use dtma_api::instance::Transport;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -314,8 +313,7 @@ impl Work {
     async fn pass_gate(&self, id: &ContainerId, progress: &mut Reached) -> Result<(), Stop> {
         let Some(first) = self.look(id, None).await? else { return Err(Stop::LookAgain) };
         let (patience, successes) = self.gate();
-        let asked = self.spec().mcp.as_ref().filter(|_| health::is_checked(self.spec()));
-        let answers = asked.is_some_and(|mcp| mcp.transport != Transport::Stdio);
+        let answers = health::is_checked(self.spec());
         let what = if answers { "waiting for the server to answer" } else { "waiting to see whether it stays up" };
         self.enter(State::Probing, "probing", what);
         let started = Instant::now();

@@ -295,6 +295,8 @@ pub(crate) async fn deploy(
         tokio::select! {
             answer = &mut deploying => break answer?,
             event = events.next(), if following => match event? {
+                // What was told before comes, too.
+                Some(event) if event.instance_name_on_toolbox != request.instance_name_on_toolbox => {}
                 Some(event) => {
                     if let Some(progress) = event.progress {
                         let (done, known) = (megabytes(progress.current_bytes), megabytes(progress.total_bytes));
