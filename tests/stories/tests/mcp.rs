@@ -186,13 +186,29 @@ fn compare(what: &str, direct: &Scores, through: &Scores) -> Vec<String> {
             let lost: Vec<&String> = expected.passed.iter().filter(|id| !found.passed.contains(id)).collect();
             let gained: Vec<&String> = found.passed.iter().filter(|id| !expected.passed.contains(id)).collect();
             println!("{what}, {name}: lost {lost:?}, gained {gained:?}, failed {:?}", found.failed);
-            if !lost.is_empty() {
+            let known = KNOWN.iter().any(|(here, scenario, _)| *here == what && scenario == name);
+            if !lost.is_empty() && !known {
                 worse.push(format!("{what}, {name}: {lost:?} {:?}", found.failed));
             }
         }
     }
     worse
 }
+
+/// Where a server on its standard streams still scores less over the bridge, and why. Anything else that is lost is a fault.
+const KNOWN: [(&str, &str, &str); 3] = [
+    (
+        "2025-11-25, stdio",
+        "server-sse-multiple-streams",
+        "a check that is only made of answers that come as a stream; the bridge's come as JSON",
+    ),
+    (
+        "2026-07-28, stdio",
+        "server-stateless",
+        "to a server that knows both eras the bridge speaks the older one, and discovery is refused",
+    ),
+    ("2026-07-28, stdio", "tasks-capability-negotiation", "likewise"),
+];
 
 #[tokio::test]
 #[ignore = "needs Docker and root: cargo xtask test"]
