@@ -120,7 +120,8 @@ async fn sweep(inner: Weak<Inner>, shutdown: CancellationToken) {
         let Some(inner) = inner.upgrade() else { return };
         lock(&inner.bridges).retain(|_, bridge| {
             bridge.expire(Instant::now());
-            bridge.is_of_use()
+            // Somebody may just have been given it.
+            Arc::strong_count(bridge) > 1 || bridge.is_of_use()
         });
     }
 }
@@ -193,6 +194,8 @@ impl Bridge {
             Sharing::Own => {
                 let line = self.open().await?;
                 let known = Arc::new(handshake::shake_hands(&line).await?);
+                // It comes after what was said last, which has been taken when this is answered.
+                handshake::prove(&line, &known).await?;
                 Ok(Acquaintance { line, known })
             }
         }
@@ -293,7 +296,8 @@ impl Bridge {
 
 /// It is being made, or is there.
 fn is_of_use(opening: &Opening) -> bool {
-    match opening.peek() {
+    // Polled: of one for which nobody waits any more nobody else finds out that it is done.
+    match opening.clone().now_or_never() {
         None => true,
         Some(Ok((line, _))) => line.ended().is_none(),
         Some(Err(_)) => false,

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-/// Messages under way in one direction before the sender has to wait.
-pub const DEPTH: usize = 16;
+/// Messages under way in one direction before the sender has to wait. Few: each may have 16 MiB.
+pub const DEPTH: usize = 2;
 
 /// An open channel. Dropping it closes it.
 #[derive(Debug)]

@@ -260,8 +260,11 @@ impl Bridge {
                 Ok(answer(pending?, None, Era::Modern, shape).await)
             }
             Kind::Notification => {
-                let (line, _) = self.common().await.map_err(Refused::Unreachable)?;
-                line.notify(Owner::Lone, message).await.map_err(Refused::Unreachable)?;
+                // To a shared server the agent has said so itself, once.
+                if self.sharing == Sharing::Own || message.method != "notifications/initialized" {
+                    let (line, _) = self.common().await.map_err(Refused::Unreachable)?;
+                    line.notify(Owner::Lone, message).await.map_err(Refused::Unreachable)?;
+                }
                 Ok(accepted())
             }
             Kind::Response => Err(Refused::NoMessage("in this version of the protocol nobody asks clients".to_owned())),

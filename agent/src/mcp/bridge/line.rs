@@ -105,11 +105,14 @@ impl Line {
     /// A client goes, and what it has under way with it.
     pub(super) fn close(&self, session: SessionKey) {
         let mut state = self.state();
+        // Only its own: another's whose answer is just being handed over isn't on the board any more.
+        let its: Vec<CallId> = state.board.calls_of(Owner::Session(session)).collect();
         let messages = state.board.close(session);
         state.streams.remove(&session);
         state.backlog.remove(&session);
-        let State { board, calls, .. } = &mut *state;
-        calls.retain(|call, _| board.is_under_way(*call));
+        for call in its {
+            state.calls.remove(&call);
+        }
         drop(state);
         messages.into_iter().for_each(|message| self.post(message));
     }
@@ -156,11 +159,16 @@ impl Line {
     /// Passes a client's notification on.
     pub(super) async fn notify(&self, owner: Owner, notification: &Envelope<'_>) -> Result<(), LinkEnd> {
         let deliveries = self.state().board.notification(owner, notification);
+        // Clients first: the server may not read, and whoever waits for it here may go away meanwhile.
+        let mut to_server = Vec::new();
         for delivery in deliveries {
             match delivery {
-                Delivery::Server(message) => self.send(message).await?,
+                Delivery::Server(message) => to_server.push(message),
                 other => self.hand_over(other).await,
             }
+        }
+        for message in to_server {
+            self.send(message).await?;
         }
         Ok(())
     }
@@ -200,6 +208,11 @@ impl Line {
     }
 
     async fn receive(&self, message: Bytes) {
+        // As clients of their own would read it: a byte that isn't UTF-8 is one in a text, and no reason never to answer.
+        let message = match std::str::from_utf8(&message) {
+            Ok(_) => message,
+            Err(_) => Bytes::from(String::from_utf8_lossy(&message).into_owned()),
+        };
         if message.first() != Some(&b'[') {
             return self.receive_one(&message).await;
         }

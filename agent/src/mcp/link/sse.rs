@@ -11,6 +11,8 @@ use axum::body::Body;
 use axum::http::uri::{Authority, PathAndQuery, Scheme};
 use axum::http::{Method, Request, Response, StatusCode, Uri, header};
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use reqwest::Url;
@@ -30,6 +32,10 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 /// For one posted message to be accepted. Nearly every server answers 202 at once; some only when the tool has finished, and tools may
 /// take minutes.
 const POST_TIMEOUT: Duration = Duration::from_secs(300);
+/// For so long the next message waits for it.
+const PROMPT: Duration = Duration::from_secs(1);
+/// Posts that are not accepted yet, beside which others are sent.
+const MAX_SLOW: usize = 16;
 
 /// Opens channels to one server that speaks legacy HTTP+SSE. Each is a stream, and so a session, of its own.
 #[derive(Debug, Clone)]
@@ -156,15 +162,40 @@ struct Mailbox {
 }
 
 impl Mailbox {
-    /// Posts messages, one after the other, until one isn't accepted. Never done when there are merely no more: answers may still come.
+    /// Posts messages in their order, until one isn't accepted. Never done when there are merely no more: answers may still come.
+    ///
+    /// Some servers accept a message only when they are done with it. What comes after one that isn't accepted promptly is sent beside it:
+    /// it may be what the server waits for.
     async fn post_all(self, mut outgoing: mpsc::Receiver<Bytes>) -> LinkEnd {
-        while let Some(message) = outgoing.recv().await {
-            let posted = timeout(POST_TIMEOUT, self.post(message)).await;
-            if let Err(end) = posted.unwrap_or_else(|_| Err(LinkEnd::because("it did not accept a message in time"))) {
-                return end;
+        let mut slow = FuturesUnordered::new();
+        let mut more = true;
+        loop {
+            tokio::select! {
+                Some(posted) = slow.next() => {
+                    if let Err(end) = posted {
+                        return end;
+                    }
+                }
+                message = outgoing.recv(), if more && slow.len() < MAX_SLOW => {
+                    let Some(message) = message else {
+                        more = false;
+                        continue;
+                    };
+                    let mut posting = Box::pin(self.post_in_time(message));
+                    match timeout(PROMPT, &mut posting).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(end)) => return end,
+                        Err(_) => slow.push(posting),
+                    }
+                }
+                else => return std::future::pending().await,
             }
         }
-        std::future::pending().await
+    }
+
+    async fn post_in_time(&self, message: Bytes) -> Result<(), LinkEnd> {
+        let posted = timeout(POST_TIMEOUT, self.post(message)).await;
+        posted.unwrap_or_else(|_| Err(LinkEnd::because("it did not accept a message in time")))
     }
 
     async fn post(&self, message: Bytes) -> Result<(), LinkEnd> {

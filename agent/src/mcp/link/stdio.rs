@@ -8,14 +8,13 @@ use bytes::{Buf as _, Bytes};
 use futures_util::StreamExt as _;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
-use super::{Dial, Link, LinkEnd};
+use super::{DEPTH, Dial, Link, LinkEnd};
 use crate::engine::{Attached, ContainerId, Engine, EngineError};
 use crate::mcp::MAX_MESSAGE_BYTES;
 use crate::mcp::bridge::single_line;
 
-/// Messages that wait on our side of a pipe, which may each be as long as any. The pipe itself holds more.
-const DEPTH: usize = 2;
 /// So many skipped lines are logged one by one, and then every so-manieth.
 const NOISE_LOGGED: u64 = 10;
 const NOISE_EVERY: u64 = 1000;
@@ -49,8 +48,21 @@ impl Dial for StdioDialer {
 fn over(attached: Attached) -> Link {
     let (to_server, messages) = mpsc::channel(DEPTH);
     let (lines, from_server) = mpsc::channel(DEPTH);
-    tokio::spawn(write(attached.input, messages));
-    tokio::spawn(read(attached.output, lines));
+    let Attached { input, mut output } = attached;
+    let written = CancellationToken::new();
+    let writing = written.clone().drop_guard();
+    tokio::spawn(async move {
+        write(input, messages).await;
+        drop(writing);
+    });
+    tokio::spawn(async move {
+        read(&mut output, lines).await;
+        // Both halves are one connection: as long as the other is open, what nobody reads holds the process up.
+        tokio::select! {
+            () = written.cancelled() => {}
+            () = async { while output.next().await.is_some() {} } => {}
+        }
+    });
     Link { to_server, from_server }
 }
 
@@ -65,7 +77,7 @@ async fn write(mut input: Pin<Box<dyn AsyncWrite + Send>>, mut messages: mpsc::R
 }
 
 async fn read(
-    mut output: futures_util::stream::BoxStream<'static, Result<Bytes, EngineError>>,
+    output: &mut futures_util::stream::BoxStream<'static, Result<Bytes, EngineError>>,
     lines: mpsc::Sender<Result<Bytes, LinkEnd>>,
 ) {
     let mut frames = Frames::default();

@@ -7,7 +7,7 @@ use axum::http::HeaderMap;
 use axum::response::IntoResponse as _;
 use axum::routing::{get, post};
 use tokio::net::TcpListener;
-use tokio_stream::StreamExt as _;
+use tokio::sync::Notify;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::*;
@@ -35,6 +35,8 @@ struct Shared {
     posted: mpsc::Sender<(String, HeaderMap, Bytes)>,
     opened: mpsc::Sender<HeaderMap>,
     status: StatusCode,
+    /// A message `slow` is accepted when one has come that says `go on`.
+    go_on: Arc<Notify>,
 }
 
 impl Server {
@@ -43,8 +45,13 @@ impl Server {
         let (stream, receiver) = mpsc::channel(1);
         let (post_sender, posted) = mpsc::channel(100);
         let (open_sender, opened) = mpsc::channel(1);
-        let shared =
-            Shared { stream: Arc::new(Mutex::new(Some(receiver))), posted: post_sender, opened: open_sender, status };
+        let shared = Shared {
+            stream: Arc::new(Mutex::new(Some(receiver))),
+            posted: post_sender,
+            opened: open_sender,
+            status,
+            go_on: Arc::default(),
+        };
         let router = Router::new()
             .route("/api/sse", get(open))
             .route("/messages", post(take))
@@ -87,7 +94,12 @@ async fn take(
     headers: HeaderMap,
     body: Bytes,
 ) -> impl axum::response::IntoResponse {
-    shared.posted.send((query.0.unwrap_or_default(), headers, body)).await.unwrap();
+    shared.posted.send((query.0.unwrap_or_default(), headers, body.clone())).await.unwrap();
+    match &*body {
+        b"slow" => shared.go_on.notified().await,
+        b"go on" => shared.go_on.notify_one(),
+        _ => {}
+    }
     (shared.status, "Accepted")
 }
 
@@ -124,6 +136,19 @@ async fn messages_are_posted_in_order_and_answers_come_on_the_stream() {
     server.send("ta: 2]\n\n").await;
     assert_eq!(receive(&mut link).await.unwrap(), "{\"id\":1}");
     assert_eq!(receive(&mut link).await.unwrap(), "[\n2]");
+}
+
+#[tokio::test]
+async fn a_server_that_accepts_a_message_when_it_is_done_with_it_still_gets_what_it_waits_for() {
+    let (mut server, mut link) = Server::with_link(StatusCode::ACCEPTED).await;
+    for message in ["slow", "go on", "more"] {
+        within(link.to_server.send(Bytes::from(message))).await.unwrap();
+    }
+    for message in ["slow", "go on", "more"] {
+        assert_eq!(within(server.posted.recv()).await.unwrap().2, message);
+    }
+    server.send("data: well\n\n").await;
+    assert_eq!(receive(&mut link).await.unwrap(), "well");
 }
 
 #[tokio::test]
