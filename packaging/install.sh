@@ -95,7 +95,8 @@ uninstall() {
     done
     rm --recursive --force -- "$PREFIX"
     if [[ $1 == purge ]]; then
-        rm --recursive --force -- "$CONF" "$STATE"
+        # Secrets, too: what is in memory would stay until the next boot, and belong to whoever gets the user's number.
+        rm --recursive --force -- "$CONF" "$STATE" /run/dtma
         if getent passwd "$ACCOUNT" >/dev/null; then userdel "$ACCOUNT"; fi
         say 'removed, with settings, identity and ledger'
     else

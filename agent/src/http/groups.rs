@@ -20,20 +20,21 @@ use super::App;
 use super::error::ApiError;
 use super::table::{CHANGING, Failing, Operation, Table};
 use super::tools::failures::rejected;
-use super::tools::params::Parameters;
+use super::tools::params::{Parameters, unresolved};
 use super::tools::routes::NOT_VALID;
 use super::tools::{json, policy, refused};
 use crate::instance::{group_confidential, validate_group};
-use crate::reconcile::Instances;
+use crate::reconcile::{Instances, Missing};
 
 /// Largest body of a group: as many servers as it may have, each with the largest environment anybody uses.
 const MAX_BODY: usize = 4 * 1024 * 1024;
 /// Longest time a server may be given to end by itself: callers don't wait longer.
 const MOST_GRACE_MS: u32 = 120_000;
 
-const NO_GROUP: [Failing; 2] = [
+const NO_GROUP: [Failing; 3] = [
     (400, "invalid_request", "the id, or a parameter, can't be read"),
     (404, "group_not_found", "no instance is a member of such a group"),
+    (503, "docker_unavailable", "the Docker Engine does not answer; try again after `Retry-After`"),
 ];
 
 pub(super) fn routes<T: Table>(table: T) -> T {
@@ -182,7 +183,11 @@ async fn health(
 ) -> Result<Json<GroupHealthAnswer>, ApiError> {
     let id = group(id)?;
     instances.looked().await;
-    let found = groups(&instances.snapshot().instances).into_iter().find(|group| group.group_id == id);
+    let snapshot = instances.snapshot();
+    let found = groups(&snapshot.instances).into_iter().find(|group| group.group_id == id);
+    if found.is_none() && !snapshot.complete {
+        return Err(unresolved(Missing::Unseen));
+    }
     Ok(Json(GroupHealthAnswer { success: true, data: found.ok_or_else(|| no_group(id.as_str()))? }))
 }
 

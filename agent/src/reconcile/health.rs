@@ -103,6 +103,10 @@ impl Track {
 impl Loop {
     /// Begins the looks that are due.
     pub(super) fn look_closer(&mut self) {
+        // What is reached through the engine can't be asked, and isn't to blame for it.
+        if !self.engine_status.reachable {
+            return;
+        }
         let now = Moment::now();
         for (name, track) in &mut self.tracks {
             if let Some(due) = track.supervisor.due(now.instant) {
@@ -116,6 +120,9 @@ impl Loop {
 
     /// When the next look or restart is due.
     pub(super) fn next_look(&self) -> Option<Instant> {
+        if !self.engine_status.reachable {
+            return None;
+        }
         let held_up = Instant::now() + HELD_UP;
         let next = self.tracks.values().flat_map(|track| {
             let (probe, restart) = track.supervisor.next();

@@ -206,7 +206,8 @@ fn run(subject: &Subject<'_>, current: Option<&Container>, now: Instant) -> Opti
         Some(Condition::Exited(exit)) => {
             let again = match subject.entry.spec.restart {
                 RestartPolicy::UnlessStopped => true,
-                RestartPolicy::OnFailure { .. } => exit.code != 0 && subject.failing,
+                // With an error it never started, and Docker doesn't try again: after a reboot its secrets weren't there, for one.
+                RestartPolicy::OnFailure { .. } => exit.code != 0 && (subject.failing || !exit.error.is_empty()),
                 RestartPolicy::Never => false,
             };
             // A policy that leaves it ended is kept to, unless somebody asks, or it has never been seen to run.

@@ -23,7 +23,7 @@ use super::Timing;
 use super::apply::retry_pause;
 use super::desk::{Desk, Shared};
 use super::handle::{Instances, Rejection};
-use super::plan::{Nudge, Step};
+use super::plan::{Goal, Nudge, Step};
 use super::work::{Stop, Work};
 use crate::instance::{
     DeploymentId, Failure, FailureKind, Intent, Provider, SecretForm, SecretName, SecretSources, SecretValues, State,
@@ -137,8 +137,8 @@ impl Keeper {
 
     /// When a version's secrets are to be fetched again; never by itself when they don't expire, or have yet to be fetched for its start.
     fn due(&self, version: Version<'_>) -> Option<Instant> {
-        if let Some(account) = self.accounts().get(&version.deployment) {
-            return account.due;
+        if let Some(due) = self.accounts().get(&version.deployment).and_then(|account| account.due) {
+            return Some(due);
         }
         // After the agent's own restart the vault knows.
         let fetched = self.vault.held(&version.deployment).ok().flatten()?.fetched?;
@@ -244,7 +244,14 @@ impl Shared {
             let vault = shared.secrets.vault();
             let written = vault.give_fetched(&deployment, &sources.given, &values, Timestamp::now(), expires_at)?;
             // A folder that had gone is not the one its container has.
-            let restarting = serves && (written.made || (written.changed && sources.form == SecretForm::Environment));
+            // Nor is the version that takes over meanwhile to be restarted for it.
+            let replaced = desk
+                .contents()
+                .entries
+                .get(&name)
+                .is_some_and(|entry| entry.next().is_some_and(|next| next.deployment != deployment));
+            let restarting =
+                serves && !replaced && (written.made || (written.changed && sources.form == SecretForm::Environment));
             if restarting {
                 desk.nudge(&name, Nudge::Restart);
             }
@@ -279,7 +286,8 @@ impl Work {
             );
             return Err(Stop::Failed(Failure::new(FailureKind::NeedsSecrets, message)));
         }
-        if !fetch {
+        // One that hangs is started anew with those it has; they are fetched again beside it.
+        if !fetch || self.job.goal == Goal::Revived {
             // An instance that was stopped has been left out of what is fetched again.
             self.shared.secrets.rung.notify_one();
             return Ok(());
@@ -375,7 +383,7 @@ impl Instances {
         told(&self.shared, name, &applied);
         if waits {
             let waiting = name.clone();
-            let started = self.shared.change(move |desk: &mut Desk| desk.nudge(&waiting, Nudge::Start)).await;
+            let started = self.shared.change(move |desk: &mut Desk| desk.nudge(&waiting, Nudge::Restart)).await;
             started.map_err(Rejection::Ledger)?;
         }
         Ok(Refreshed {

@@ -207,6 +207,10 @@ impl Snapshot {
 
     /// Every instance as a heartbeat reports it, those whose deploy failed included.
     pub fn tool_statuses(&self) -> Vec<ToolStatus> {
+        // Nobody has looked yet: nothing is known to be broken, and nothing to run.
+        if self.pass.sequence == 0 {
+            return Vec::new();
+        }
         let here = self.instances.iter().map(|view| ToolStatus {
             account_tool_instance_id: view.account_tool_instance_id.clone(),
             instance_name_on_toolbox: view.instance_name_on_toolbox.clone(),

@@ -239,13 +239,10 @@ impl Vault {
         let made = !folder.is_dir();
         if made {
             DirBuilder::new().recursive(true).mode(0o700).create(&place).map_err(failed("created", &place))?;
-            // Whoever a container's process is; whatever the agent's own umask.
-            let open = |path: &Path| {
-                DirBuilder::new().recursive(true).create(path)?;
-                std::fs::set_permissions(path, Permissions::from_mode(0o755))
-            };
-            open(&folder).map_err(failed("created", &folder))?;
+            DirBuilder::new().recursive(true).create(&folder).map_err(failed("created", &folder))?;
         }
+        // Whoever a container's process is; whatever the agent's own umask, and also when it died before it came to this.
+        std::fs::set_permissions(&folder, Permissions::from_mode(0o755)).map_err(failed("opened", &folder))?;
         Ok(Written { made, changed: made })
     }
 

@@ -205,6 +205,12 @@ impl Supervisor {
     /// Somebody asked for something: it gets all its chances anew.
     pub(in crate::reconcile) fn forgive(&mut self) {
         self.in_a_row = 0;
+        if let Some(watched) = &mut self.watched
+            && watched.check.restart
+            && let Phase::Hung { restart_at: restart_at @ None, .. } = &mut watched.phase
+        {
+            *restart_at = Some(watched.grown_at);
+        }
     }
 
     /// The probe to be made now, if there is one. It counts as under way until its answer comes.

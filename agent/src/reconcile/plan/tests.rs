@@ -83,6 +83,25 @@ fn docker_restarts_what_crashes_and_the_plan_leaves_it_alone() {
 }
 
 #[test]
+fn a_policy_that_leaves_it_ended_is_kept_to_unless_it_never_got_to_start() {
+    let mut proven = entry(Intent::Run, true);
+    proven.spec.restart = RestartPolicy::OnFailure { max_retries: 2 };
+    proven.spec_hash = proven.spec.hash();
+    let left = |condition: Condition| {
+        let one = Container {
+            spec_hash: proven.spec_hash.clone(),
+            settings: Settings::of(&proven.spec),
+            ..container("a", condition)
+        };
+        steps(&subject(&proven, &[one]))
+    };
+    assert_eq!(left(exited(1)), []);
+    // After a reboot, say, at which Docker found that what is to be mounted isn't there.
+    let failed = Exit { code: 128, out_of_memory: false, error: "no such file or directory".to_owned() };
+    assert_eq!(left(Condition::Exited(failed)), [Step::Start, Step::Await]);
+}
+
+#[test]
 fn what_hangs_is_restarted_where_it_runs_and_is_to_run() {
     let proven = entry(Intent::Run, true);
     let plan_of = |entry: &Entry, condition: Condition, nudge: Option<Nudge>| {

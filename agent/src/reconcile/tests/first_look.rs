@@ -17,6 +17,7 @@ async fn what_was_promised_is_found_although_the_engine_does_not_answer_yet() {
     let nothing = Missing::Unresolved(Unresolved::Unknown("two".to_owned()));
     assert_eq!(agent.instances.find("two").await, Err(nothing));
     assert!(matches!(agent.instances.start(&name("one"), NO_WAIT).await, Err(Rejection::EngineUnavailable)));
+    assert_eq!(agent.instances.tool_statuses(), [], "nobody can say that it is broken");
     engine.release();
     agent.until(|snapshot| state_in(snapshot, "one") == Some(InstanceState::Running)).await;
 }
