@@ -56,10 +56,14 @@ impl Supervised {
         let state = Arc::new(tempfile::tempdir().unwrap());
         let scope = host.scope.clone();
         let directory = state.path().join("state");
+        let secrets = state.path().join("secrets");
         let spawn = move || -> Child {
             Command::new(env!("CARGO_BIN_EXE_dtma-agent"))
                 .env_clear()
                 .env("DTMA_STATE_DIR", &directory)
+                // Nothing here is secret.
+                .env("DTMA_SECRETS_DIR", &secrets)
+                .env("DTMA_SECRETS_ON_DISK", "allow")
                 .env("DTMA_SCOPE", &scope)
                 .env("DTMA_TLS", "off")
                 .env("OFFLINE_MODE", "true")
