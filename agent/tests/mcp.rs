@@ -401,12 +401,17 @@ async fn a_server_that_accepts_and_says_nothing_fails_the_probe_in_time() {
     assert!(failure.reason.contains("does not accept"), "{failure}");
 }
 
-/// What servers here answer to `initialize`, and to nothing else.
+/// What servers here answer to `initialize` and `ping`, and to nothing else.
 fn answer_to(message: &str) -> Option<String> {
     let message: Value = serde_json::from_str(message).unwrap();
-    let result = json!({"protocolVersion": "2024-11-05", "capabilities": {}, "serverInfo": {"name": "echo"}});
-    (message["method"] == "initialize")
-        .then(|| json!({"jsonrpc": "2.0", "id": message["id"], "result": result}).to_string())
+    let result = match message["method"].as_str()? {
+        "initialize" => {
+            json!({"protocolVersion": "2024-11-05", "capabilities": {}, "serverInfo": {"name": "echo"}})
+        }
+        "ping" => json!({}),
+        _ => return None,
+    };
+    Some(json!({"jsonrpc": "2.0", "id": message["id"], "result": result}).to_string())
 }
 
 /// The name of a server that isn't spoken to over streamable HTTP, from its handshake.
