@@ -122,6 +122,8 @@ struct Servers {
     specs: Vec<Spec>,
     /// Every name that was given, also of servers that aren't valid otherwise.
     named: Vec<String>,
+    /// And every id.
+    ids: Vec<String>,
     warnings: Vec<Fault>,
     refusal: Refusal,
 }
@@ -140,6 +142,11 @@ impl Servers {
                 findings.fault(&at.key("instanceNameOnToolbox"), "is the name of another server of this group");
             }
             self.named.push(name.to_owned());
+            let id = server.get("accountToolInstanceId").and_then(Value::as_str).unwrap_or_default();
+            if !id.is_empty() && self.ids.iter().any(|other| other == id) {
+                findings.fault(&at.key("accountToolInstanceId"), "is the id of another server of this group");
+            }
+            self.ids.push(id.to_owned());
             let here = |faults: Vec<Fault>| faults.into_iter().map(|fault| within(&at, fault)).collect::<Vec<_>>();
             match validate(server, policy) {
                 Ok((spec, warnings)) => {
@@ -228,6 +235,7 @@ mod tests {
             "$.options.dependencyOrder[2]",
             "$.options.dependencyOrder[3]",
             "$.options.maxConcurrentDeployments",
+            "$.servers[1].accountToolInstanceId",
             "$.servers[1].baseConfigOverrideJson.HostConfig.Privileged",
             "$.servers[1].instanceNameOnToolbox",
             "$.servers[2].dockerImageUrl",
