@@ -2,6 +2,7 @@
 //! client and server speak is theirs.
 
 pub mod bridge;
+mod era;
 pub mod link;
 pub mod origin;
 mod probe;

@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::era::{MODERN, NEWEST_LEGACY, client_info, modern_meta};
 use super::proxy::host_of;
 use super::{HttpClient, http_client};
 use crate::reconcile::{Answer, ProbeFailure, Prober, Question, Upstream};
@@ -31,9 +32,6 @@ const MAX_PAGE_BYTES: usize = 4 * 1024 * 1024;
 const MAX_PAGES: u64 = 20;
 /// Id of a conversation's first request; the others' come after it.
 const FIRST: u64 = 1;
-/// The last version that begins with `initialize`, and the first that doesn't.
-const LEGACY: &str = "2025-11-25";
-const MODERN: &str = "2026-07-28";
 const SESSION: &str = "mcp-session-id";
 
 pub use bridged::McpProber;
@@ -132,7 +130,7 @@ impl HttpProber {
             "jsonrpc": "2.0",
             "id": FIRST,
             "method": "initialize",
-            "params": {"protocolVersion": LEGACY, "capabilities": {}, "clientInfo": client_info()},
+            "params": {"protocolVersion": NEWEST_LEGACY, "capabilities": {}, "clientInfo": client_info()},
         });
         let response = self.post(upstream, &message, &[]).await?;
         let session = response.headers().get(SESSION).cloned();
@@ -205,7 +203,7 @@ impl HttpProber {
     async fn end_session(&self, upstream: &Upstream, session: HeaderValue) {
         let request = request(upstream, Method::DELETE)
             .header(SESSION, session)
-            .header("mcp-protocol-version", LEGACY)
+            .header("mcp-protocol-version", NEWEST_LEGACY)
             .body(Body::empty());
         if let Ok(request) = request {
             let _ = timeout(FAREWELL, self.client.request(request)).await;
@@ -240,18 +238,6 @@ fn request(upstream: &Upstream, method: Method) -> axum::http::request::Builder 
         .method(method)
         .uri(format!("http://{}{}", upstream.address, upstream.path))
         .header(header::HOST, host_of(upstream.address))
-}
-
-fn modern_meta() -> Value {
-    json!({
-        "io.modelcontextprotocol/protocolVersion": MODERN,
-        "io.modelcontextprotocol/clientInfo": client_info(),
-        "io.modelcontextprotocol/clientCapabilities": {},
-    })
-}
-
-fn client_info() -> Value {
-    json!({"name": "dtma-agent", "version": crate::VERSION})
 }
 
 /// The result of the request `id`, whether it comes as JSON or on a stream, in `most` bytes.

@@ -17,11 +17,11 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::envelope::{self, Envelope, Kind};
-use super::handshake::{LEGACY, MODERN};
 use super::line::{Came, Listening, NotSent, Pending};
 use super::switchboard::{Abilities, Owner, Refusal};
 use super::{Bridge, HANDSHAKE, IN_UNIT, IN_UNITS, InUse, Sharing, single_line};
 use crate::mcp::MAX_MESSAGE_BYTES;
+use crate::mcp::era::{LEGACY, MODERN};
 use crate::mcp::link::LinkEnd;
 
 const SESSION: &str = "mcp-session-id";

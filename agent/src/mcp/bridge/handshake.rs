@@ -8,13 +8,8 @@ use serde_json::{Value, json};
 use super::envelope::{self, Envelope, INTERNAL_ERROR, Kind};
 use super::line::Line;
 use super::switchboard::Owner;
+use crate::mcp::era::{LEGACY, NEWEST_LEGACY, client_info, modern_meta};
 use crate::mcp::link::LinkEnd;
-
-/// Versions that begin with `initialize`, oldest first.
-pub(super) const LEGACY: [&str; 4] = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"];
-/// The first that doesn't.
-pub(super) const MODERN: &str = "2026-07-28";
-const NEWEST_LEGACY: &str = "2025-11-25";
 
 /// What a server says of itself.
 #[derive(Debug, Clone, PartialEq)]
@@ -118,10 +113,6 @@ pub(super) async fn tools(line: &Arc<Line>, known: &Known, cursor: Option<Value>
     page.map_err(|refused| LinkEnd::because(format!("it answered tools/list with the error {}", refused.code)))
 }
 
-fn client_info() -> Value {
-    json!({ "name": "dtma-agent", "version": crate::VERSION })
-}
-
 fn initialize() -> Value {
     json!({
         "protocolVersion": NEWEST_LEGACY,
@@ -131,11 +122,7 @@ fn initialize() -> Value {
 }
 
 fn discover() -> Value {
-    json!({ "_meta": {
-        "io.modelcontextprotocol/protocolVersion": MODERN,
-        "io.modelcontextprotocol/clientInfo": client_info(),
-        "io.modelcontextprotocol/clientCapabilities": {},
-    } })
+    json!({ "_meta": modern_meta() })
 }
 
 async fn ask(line: &Arc<Line>, method: &str, params: Value) -> Result<Result<Value, Refused>, LinkEnd> {
