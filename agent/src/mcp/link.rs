@@ -46,3 +46,6 @@ pub trait Dial: Send + Sync + 'static {
     /// When the server isn't there, or doesn't speak what it should.
     async fn dial(&self) -> Result<Link, LinkEnd>;
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,3 @@
-use std::future::Future;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -10,13 +9,8 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::super::tests::{end_of, receive, within};
 use super::*;
-
-const PATIENCE: Duration = Duration::from_secs(30);
-
-async fn within<T>(what: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, what).await.expect("it takes far too long")
-}
 
 /// A server for one stream, played by the test.
 struct Server {
@@ -101,18 +95,6 @@ async fn take(
         _ => {}
     }
     (shared.status, "Accepted")
-}
-
-async fn receive(link: &mut Link) -> Result<Bytes, String> {
-    within(link.from_server.recv()).await.expect("it ended without saying why").map_err(|end| end.reason)
-}
-
-/// The reason for which it ended, after which there is nothing and nothing can be sent.
-async fn end_of(mut link: Link) -> String {
-    let reason = receive(&mut link).await.unwrap_err();
-    assert!(within(link.from_server.recv()).await.is_none());
-    within(link.to_server.closed()).await;
-    reason
 }
 
 #[tokio::test]

@@ -1,5 +1,3 @@
-use std::future::Future;
-
 use axum::http::HeaderValue;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -7,13 +5,8 @@ use tokio_tungstenite::accept_hdr_async_with_config;
 use tokio_tungstenite::tungstenite::handshake::server;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
+use super::super::tests::{end_of, receive, within};
 use super::*;
-
-const PATIENCE: Duration = Duration::from_secs(30);
-
-async fn within<T>(what: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, what).await.expect("it takes far too long")
-}
 
 /// The server's end of a connection, played by the test.
 type Server = WebSocketStream<TcpStream>;
@@ -44,18 +37,6 @@ async fn open(picked: Option<&'static str>) -> (Server, Result<Link, LinkEnd>, H
 async fn linked() -> (Server, Link) {
     let (server, link, _) = open(Some("mcp")).await;
     (server, link.unwrap())
-}
-
-async fn receive(link: &mut Link) -> Result<Bytes, String> {
-    within(link.from_server.recv()).await.expect("it ended without saying why").map_err(|end| end.reason)
-}
-
-/// The reason for which it ended, after which there is nothing and nothing can be sent.
-async fn end_of(mut link: Link) -> String {
-    let reason = receive(&mut link).await.unwrap_err();
-    assert!(within(link.from_server.recv()).await.is_none());
-    within(link.to_server.closed()).await;
-    reason
 }
 
 #[tokio::test]
