@@ -219,6 +219,7 @@ fn heartbeats(
         agent_started_at: Some(started_at),
         docker_reachable: Some(instances.engine_status().reachable),
         settings_generation,
+        update: None,
     })
 }
 

@@ -154,6 +154,7 @@ fn start(directory: &TempDir, backend: Backend) -> Agent {
         agent_started_at: None,
         docker_reachable: Some(true),
         settings_generation,
+        update: None,
     };
     let reporting = Reporting { report: Box::new(report), events: receiver, callers: Arc::clone(&callers), own_keys };
     Agent { callers, state, events, secrets, task: tokio::spawn(link.run(reporting)) }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::enrolment::AgentSettings;
 use crate::instance::{Health, InstallationStatus};
 use crate::status::SystemMetrics;
+use crate::update::UpdateState;
 use crate::usage::ResourceUsage;
 use crate::{AccountToolInstanceId, InstanceName, Token};
 
@@ -28,6 +29,9 @@ pub struct Heartbeat {
     pub docker_reachable: Option<bool>,
     /// Generation of the settings in use; none before the first.
     pub settings_generation: Option<u64>,
+    /// How updates of the agent stand; none from an agent that has no updater.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<UpdateState>,
 }
 
 /// One instance in a heartbeat.
@@ -72,7 +76,7 @@ pub struct RuntimeDetails {
 /// The body of a 200 answer to a heartbeat; 204 means there is nothing to do.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Directives {
-    /// Version this agent should be running.
+    /// Version this agent should be running. Said in every answer while a rollout wants it; the agent sees to it that it is tried once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub desired_version: Option<String>,
     /// Newer settings.

@@ -22,6 +22,7 @@ pub mod secrets;
 pub mod status;
 pub mod template;
 pub mod token;
+pub mod update;
 pub mod usage;
 pub mod validation;
 
