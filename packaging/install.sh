@@ -13,9 +13,12 @@ PREFIX=/opt/dtma
 CONF=/etc/dtma.conf
 STATE=/var/lib/dtma
 UNITS=/etc/systemd/system
+MEMORY=/var/lib/dtma-update
 UNIT=dtma-agent.service
 GUARD=dtma-metadata-guard.service
 ACCOUNT=dtma
+UPDATER=(dtma-update.service dtma-update-undo.service dtma-update.path dtma-update.timer)
+FILES=(VERSION dtma-agent "$UNIT" "${UPDATER[@]}" metadata-guard "$GUARD" dtma.conf.example install.sh)
 
 say() { printf 'dtma-install: %s\n' "$*"; }
 fail() {
@@ -42,9 +45,24 @@ read_by_systemd() {
     [[ $(systemctl show --property=LoadState,NeedDaemonReload "$1" | sort) == $'LoadState=loaded\nNeedDaemonReload=no' ]]
 }
 
+# A link is changed by renaming: `ln --force` is not atomic.
+point() { # TARGET LINK
+    ln --symbolic --force --no-dereference -- "$1" "$2.new"
+    mv --force --no-target-directory -- "$2.new" "$2"
+}
+
+link_unit() { # UNIT LINK
+    point "$PREFIX/$2/$1" "$UNITS/$1"
+}
+
+want() { # UNIT TARGET
+    mkdir --parents -- "$UNITS/$2.wants"
+    point "$UNITS/$1" "$UNITS/$2.wants/$1"
+}
+
 install_release() {
-    local version folder
-    for file in VERSION dtma-agent "$UNIT" metadata-guard "$GUARD" dtma.conf.example; do
+    local version folder file before
+    for file in "${FILES[@]}"; do
         [[ -f $HERE/$file ]] || fail "$HERE/$file is missing; run this from an unpacked release"
     done
     version=$(<"$HERE/VERSION")
@@ -55,48 +73,67 @@ install_release() {
     getent passwd "$ACCOUNT" >/dev/null ||
         useradd --system --user-group --home-dir "$STATE" --no-create-home --shell /usr/sbin/nologin "$ACCOUNT"
 
+    install --directory --owner root --group root --mode 0755 -- "$PREFIX" "$PREFIX/versions" "$MEMORY"
+    # Not while the updater has a version on trial.
+    exec {lock}>"$MEMORY/lock"
+    flock --timeout 30 "$lock" || fail 'an update is under way; see: dtma-agent update --status, and try again'
+
     folder=$PREFIX/versions/$version
-    install --directory --owner root --group root --mode 0755 -- "$PREFIX" "$PREFIX/versions" "$folder"
-    stage 0755 "$HERE/dtma-agent" "$folder/dtma-agent"
-    stage 0644 "$HERE/dtma.conf.example" "$PREFIX/dtma.conf.example"
-    stage 0755 "$HERE/install.sh" "$PREFIX/install.sh"
-    stage 0755 "$HERE/metadata-guard" "$PREFIX/metadata-guard"
-    stage 0644 "$HERE/$GUARD" "$UNITS/$GUARD"
-    stage 0644 "$HERE/$UNIT" "$UNITS/$UNIT"
+    install --directory --owner root --group root --mode 0755 -- "$folder"
+    for file in "${FILES[@]}"; do
+        case $file in
+            dtma-agent | metadata-guard | install.sh) stage 0755 "$HERE/$file" "$folder/$file" ;;
+            *) stage 0644 "$HERE/$file" "$folder/$file" ;;
+        esac
+    done
     put_in_place
-    # A rename is atomic, `ln --force` is not.
-    ln --symbolic --force --no-dereference -- "versions/$version" "$PREFIX/current.new"
-    mv --force --no-target-directory -- "$PREFIX/current.new" "$PREFIX/current"
+    # What a person installs is good by that person's word; what it replaces can be gone back to.
+    before=$(readlink "$PREFIX/good" || readlink "$PREFIX/current" || true)
+    [[ -z $before || $before == "versions/$version" ]] || point "$before" "$PREFIX/previous"
+    point "versions/$version" "$PREFIX/current"
+    point "versions/$version" "$PREFIX/good"
+    # The agent's unit belongs to the version in use, so that both change at once; all others to the one that is good.
+    link_unit "$UNIT" current
+    for file in "$GUARD" "${UPDATER[@]}"; do link_unit "$file" good; done
+    want "$UNIT" multi-user.target
+    want "$GUARD" multi-user.target
+    want "$GUARD" docker.service
+    want dtma-update-undo.service multi-user.target
+    want dtma-update.path multi-user.target
+    want dtma-update.timer timers.target
+    point good/install.sh "$PREFIX/install.sh"
+    point good/dtma.conf.example "$PREFIX/dtma.conf.example"
     sync -- "$folder" "$PREFIX" "$UNITS"
 
-    systemctl enable --quiet --no-reload "$GUARD" "$UNIT"
     # systemd reads a unit it has never seen by itself, and reading all of them again is what takes longest here.
-    if ! read_by_systemd "$GUARD" || ! read_by_systemd "$UNIT"; then
-        systemctl daemon-reload
-    fi
+    for file in "$UNIT" "$GUARD" "${UPDATER[@]}"; do
+        read_by_systemd "$file" || { systemctl daemon-reload; break; }
+    done
     # Before the agent runs anything that could ask.
     systemctl reload-or-restart "$GUARD" || {
         journalctl --unit "$GUARD" --no-pager --lines 10 --output cat >&2 || true
         fail "$GUARD did not start, so containers would reach the metadata service; the lines above say why"
     }
     systemctl try-restart "$UNIT"
+    systemctl start dtma-update.path dtma-update.timer
     say "version $version is installed"
     [[ -e $CONF ]] || say "next: write $CONF (see $PREFIX/dtma.conf.example), then systemctl start $UNIT"
 }
 
 uninstall() {
     local unit
-    for unit in "$UNIT" "$GUARD"; do
-        [[ -e $UNITS/$unit ]] || continue
-        systemctl disable --quiet --now "$unit"
-        rm --force -- "$UNITS/$unit"
+    # The updater first: it would bring back what goes.
+    for unit in dtma-update.timer dtma-update.path dtma-update.service dtma-update-undo.service "$UNIT" "$GUARD"; do
+        [[ -e $UNITS/$unit || -L $UNITS/$unit ]] || continue
+        systemctl stop "$unit"
+        rm --force -- "$UNITS/$unit" "$UNITS"/*.wants/"$unit"
         systemctl daemon-reload
         systemctl reset-failed "$unit" 2>/dev/null || true
     done
     rm --recursive --force -- "$PREFIX"
     if [[ $1 == purge ]]; then
         # Secrets, too: what is in memory would stay until the next boot, and belong to whoever gets the user's number.
-        rm --recursive --force -- "$CONF" "$STATE" /run/dtma
+        rm --recursive --force -- "$CONF" "$STATE" "$MEMORY" /run/dtma
         if getent passwd "$ACCOUNT" >/dev/null; then userdel "$ACCOUNT"; fi
         say 'removed, with settings, identity and ledger'
     else

@@ -1,5 +1,7 @@
 //! The agent's settings. The only place that reads the environment; everything else is given what it needs.
 
+mod updating;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
@@ -11,6 +13,8 @@ use dtma_api::{AGENT_PORT, Token, TokenHash};
 use tracing_subscriber::EnvFilter;
 
 use crate::disks::Reserve;
+
+pub use updating::{Updating, file_of_the_unit};
 
 /// Everything an operator can decide. Nothing in it has been tried out: no port bound, no file opened.
 #[derive(Debug)]
@@ -42,6 +46,8 @@ pub struct Settings {
     pub secrets_dir: PathBuf,
     /// `DTMA_SECRETS_ON_DISK`: what becomes of secrets where that folder is on a disk, `refuse` or `allow`.
     pub secrets_on_disk: bool,
+    /// How it comes to another version of itself. Read here only for its faults to be found at the start; the updater reads it anew.
+    pub updating: Updating,
     /// `RUST_LOG`: what is logged. `info`.
     pub log_filter: String,
 }
@@ -110,7 +116,7 @@ impl fmt::Display for SettingsError {
     }
 }
 
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 17] = [
     "DTMA_STATE_DIR",
     "DTMA_TLS",
     "DTMA_PLAINTEXT",
@@ -124,6 +130,10 @@ const NAMES: [&str; 13] = [
     "DTMA_IMAGE_KEEP_DAYS",
     "DTMA_SECRETS_DIR",
     "DTMA_SECRETS_ON_DISK",
+    "DTMA_RELEASES_URL",
+    "DTMA_UPDATE_CHANNEL",
+    "DTMA_UPDATES",
+    "DTMA_UPDATE_SOAK_SECONDS",
 ];
 
 /// Longest `DTMA_SCOPE`: it is part of the names of networks and volumes.
@@ -167,6 +177,7 @@ impl Settings {
             image_max_age: reader.image_max_age(),
             secrets_dir: reader.folder("DTMA_SECRETS_DIR", "/run/dtma/secrets"),
             secrets_on_disk: reader.word("DTMA_SECRETS_ON_DISK", &[("refuse", false), ("allow", true)], false),
+            updating: reader.updating(),
             log_filter: reader.log_filter(),
         };
         if settings.caller_keys.is_empty() && !matches!(settings.backend, Backend::Provisioner { .. }) {
@@ -203,6 +214,10 @@ impl Reader {
     }
 
     fn fault(&mut self, variable: &str, problem: &str) {
+        // One may be asked for more than once.
+        if self.faults.iter().any(|(known, said)| known == variable && said == problem) {
+            return;
+        }
         self.faults.push((variable.to_owned(), problem.to_owned()));
     }
 
@@ -278,7 +293,7 @@ impl Reader {
 
     fn backend(&mut self) -> Backend {
         let offline = self.word("OFFLINE_MODE", &[("true", true), ("1", true), ("false", false), ("0", false)], false);
-        let base_url = self.base_url();
+        let base_url = self.url("AGENTOPIA_API_BASE_URL");
         let bearer = match (self.secret("DTMA_BEARER_TOKEN"), self.secret("DTMA_AUTH_TOKEN")) {
             (Some(new), Some(old)) if new.hash() != old.hash() => {
                 self.fault(
@@ -315,8 +330,9 @@ impl Reader {
         }
     }
 
-    fn base_url(&mut self) -> Option<String> {
-        let text = self.get("AGENTOPIA_API_BASE_URL")?;
+    /// An address other paths are put behind, no slash at the end.
+    fn url(&mut self, variable: &str) -> Option<String> {
+        let text = self.get(variable)?;
         let usable = reqwest::Url::parse(text).is_ok_and(|url| {
             matches!(url.scheme(), "http" | "https")
                 && url.has_host()
@@ -328,10 +344,7 @@ impl Reader {
         if usable {
             return Some(text.trim_end_matches('/').to_owned());
         }
-        self.fault(
-            "AGENTOPIA_API_BASE_URL",
-            "must be a URL like https://example.com/agent/v1, without user, query or fragment",
-        );
+        self.fault(variable, "must be a URL like https://example.com/agent/v1, without user, query or fragment");
         None
     }
 

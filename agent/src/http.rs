@@ -43,6 +43,7 @@ use crate::logs::LogRing;
 use crate::mcp::{Bridges, Proxy};
 use crate::reconcile::Instances;
 use crate::system::Sample;
+use crate::update::Updates;
 
 /// Longest silence in the middle of a request's body.
 const BODY_SILENCE: Duration = Duration::from_secs(30);
@@ -68,6 +69,8 @@ pub struct Parts {
     pub system: watch::Receiver<Sample>,
     /// How the agent stands with its backend.
     pub link: watch::Receiver<LinkState>,
+    /// The way to the agent's updater.
+    pub updates: Updates,
     /// How the listener is doing.
     pub server: ServerState,
     /// The way to instances' MCP endpoints.

@@ -1,5 +1,6 @@
 //! `dtma-agent`: reads the settings, wires the parts together, and ends in order. Decides nothing else.
 
+mod vital_signs;
 mod watchdog;
 
 use std::error::Error;
@@ -22,7 +23,8 @@ use dtma_agent::store::StateDir;
 use dtma_agent::store::identity::Identity;
 use dtma_agent::store::ledger::Ledger;
 use dtma_agent::store::vault::Vault;
-use dtma_agent::{VERSION, logs, system};
+use dtma_agent::update::{self, Places, Updates};
+use dtma_agent::{TARGET, VERSION, logs, system};
 use dtma_api::heartbeat::Heartbeat;
 use jiff::Timestamp;
 use sd_notify::NotifyState;
@@ -30,6 +32,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+
+use crate::vital_signs::VitalSigns;
 
 /// What `sysexits.h` calls a configuration error; systemd's unit can tell it from a crash.
 const EXIT_SETTINGS: u8 = 78;
@@ -40,16 +44,18 @@ const HELP: &str = "\
 Runs MCP server containers on one droplet and gives each an authenticated endpoint.
 
 Usage: dtma-agent [--version | --help]
+       dtma-agent update …     (see: dtma-agent update --help)
 
 Takes no other arguments: its settings are environment variables, described in
 the example /etc/dtma.conf. It runs in the foreground until SIGTERM or SIGINT.";
 
 fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let arguments: Vec<_> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     match arguments.as_slice() {
         [] => {}
+        [update, words @ ..] if update == "update" => return update::cli::main(words),
         [one] if one == "--version" => {
-            println!("dtma-agent {VERSION}");
+            println!("dtma-agent {VERSION} ({TARGET})");
             return ExitCode::SUCCESS;
         }
         [one] if one == "--help" || one == "-h" => {
@@ -135,6 +141,8 @@ async fn run(settings: Settings, logs: logs::LogRing) -> Result<(), Box<dyn Erro
         shutdown: shutdown.clone(),
     });
 
+    let updates = Updates::new(&Places::default());
+    let mut vital_signs = VitalSigns::new(instances.clone(), link.state(), settings.port, link.reports());
     let server_state = ServerState::default();
     let app = App::new(http::Parts {
         instances: instances.clone(),
@@ -146,6 +154,7 @@ async fn run(settings: Settings, logs: logs::LogRing) -> Result<(), Box<dyn Erro
         logs,
         system: system.clone(),
         link: link.state(),
+        updates: updates.clone(),
         server: server_state.clone(),
         proxy: Proxy::new(shutdown.clone()),
         bridges,
@@ -161,19 +170,22 @@ async fn run(settings: Settings, logs: logs::LogRing) -> Result<(), Box<dyn Erro
     tracing::info!(version = VERSION, port = settings.port, %pin, "listening");
 
     let reporting = Reporting {
-        report: heartbeats(instances.clone(), system, started_at),
+        report: heartbeats(instances.clone(), system, updates.clone(), started_at),
+        updates: updates.clone(),
         events: instances.events(),
         callers,
         own_keys: settings.caller_keys,
     };
     let reporting = tokio::spawn(link.run(reporting));
     let watching = tokio::spawn(watchdog::run(instances, server_state));
+    let noticing = tokio::spawn(updates.watch());
     let serving = tokio::spawn(server.run(shutdown.clone()));
     tell_systemd(&[NotifyState::Ready]);
 
     let loop_ended = tokio::select! {
         () = asked_to_end(signals, &shutdown) => false,
         _ = &mut reconciling => true,
+        () = vital_signs.run() => false,
     };
     // Told to end, the loop may be the first to do so.
     let failed = loop_ended && !shutdown.is_cancelled();
@@ -182,6 +194,7 @@ async fn run(settings: Settings, logs: logs::LogRing) -> Result<(), Box<dyn Erro
     // What is under way may finish; nobody is told any more how it went.
     reporting.abort();
     watching.abort();
+    noticing.abort();
     if serving.await.is_err() {
         return Err("the listener ended unexpectedly; the log says why".into());
     }
@@ -191,6 +204,7 @@ async fn run(settings: Settings, logs: logs::LogRing) -> Result<(), Box<dyn Erro
     if !loop_ended && timeout(LOOP_END, reconciling).await.is_err() {
         tracing::warn!("the loop is still at work; ending anyway, it goes on from the ledger next time");
     }
+    vital_signs.end();
     tracing::info!("ended in order");
     drop(state);
     Ok(())
@@ -209,6 +223,7 @@ async fn asked_to_end(signals: (Signal, Signal), shutdown: &CancellationToken) {
 fn heartbeats(
     instances: Instances,
     system: watch::Receiver<system::Sample>,
+    updates: Updates,
     started_at: Timestamp,
 ) -> Box<dyn Fn(Option<u64>) -> Heartbeat + Send + Sync> {
     Box::new(move |settings_generation| Heartbeat {
@@ -219,7 +234,7 @@ fn heartbeats(
         agent_started_at: Some(started_at),
         docker_reachable: Some(instances.engine_status().reachable),
         settings_generation,
-        update: None,
+        update: updates.state(),
     })
 }
 

@@ -20,6 +20,7 @@ use dtma_agent::http::callers::{Callers, Credential};
 use dtma_agent::reconcile::{SecretSource as _, SecretsWanted};
 use dtma_agent::store::StateDir;
 use dtma_agent::store::identity::Identity;
+use dtma_agent::update::{Places, Updates};
 use dtma_api::heartbeat::Heartbeat;
 use dtma_api::instance::{InstanceEvent, Progress};
 use dtma_api::status::SystemMetrics;
@@ -156,7 +157,13 @@ fn start(directory: &TempDir, backend: Backend) -> Agent {
         settings_generation,
         update: None,
     };
-    let reporting = Reporting { report: Box::new(report), events: receiver, callers: Arc::clone(&callers), own_keys };
+    let reporting = Reporting {
+        report: Box::new(report),
+        updates: Updates::new(&Places::default()),
+        events: receiver,
+        callers: Arc::clone(&callers),
+        own_keys,
+    };
     Agent { callers, state, events, secrets, task: tokio::spawn(link.run(reporting)) }
 }
 

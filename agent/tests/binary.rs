@@ -204,7 +204,7 @@ async fn its_arguments_are_few() {
         command.arg(argument);
         outcome(command)
     };
-    let version = format!("dtma-agent {}\n", env!("CARGO_PKG_VERSION"));
+    let version = format!("dtma-agent {} (x86_64-linux-gnu)\n", env!("CARGO_PKG_VERSION"));
     assert_eq!(with("--version").await, (Some(0), version, String::new()));
     let (code, help, _) = with("--help").await;
     assert!(code == Some(0) && help.contains("/etc/dtma.conf"), "{help}");

@@ -30,6 +30,7 @@ use dtma_agent::reconcile::{self, FetchedSecrets, NoSecrets, SecretSource, Secre
 use dtma_agent::store::ledger::Ledger;
 use dtma_agent::store::vault::Vault;
 use dtma_agent::system::Sample;
+use dtma_agent::update::{Places, Updates};
 use dtma_api::TokenHash;
 use dtma_api::status::AgentStatus;
 use http_body_util::BodyExt as _;
@@ -82,6 +83,7 @@ fn agent() -> Agent {
     let callers = Arc::new(Callers::new(vec![TokenHash::of("key")]));
     let link = watch::Sender::new(LinkState::Linked { taken: 1, failing: 0, problem: None });
     let app = App::new(Parts {
+        updates: Updates::new(&Places::default()),
         instances,
         gate: Arc::new(Gate { callers, public_status: PublicStatus::Liveness, answered: Answered::default() }),
         logs: LogRing::default(),

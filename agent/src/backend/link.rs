@@ -18,6 +18,7 @@ use super::secrets::{Access, BackendSecrets};
 use crate::config::Backend;
 use crate::http::callers::Callers;
 use crate::store::identity::{Enrolment, Identity};
+use crate::update::Updates;
 
 /// A provisioner can't ask for more heartbeats than this, nor for fewer: an agent that never calls can't be told otherwise.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
@@ -73,6 +74,8 @@ pub struct Reporting {
     pub report: Box<dyn Fn(Option<u64>) -> Heartbeat + Send + Sync>,
     /// What happens to instances; a change is reported at once.
     pub events: broadcast::Receiver<InstanceEvent>,
+    /// Where other versions of the agent are asked for; what the updater does is reported soon.
+    pub updates: Updates,
     /// Where the keys a provisioner brings go.
     pub callers: Arc<Callers>,
     /// Keys from the agent's own settings, accepted whatever a provisioner says.
@@ -300,6 +303,9 @@ impl Reporter {
                     }
                     failures = 0;
                     self.taken();
+                    if let Some(desired) = &directives.desired_version {
+                        self.reporting.updates.want(desired);
+                    }
                     // New settings or a new token are confirmed soon, by using them.
                     if self.follow(directives) { self.patience.pause } else { jittered(self.interval(), chance()) }
                 }
@@ -324,11 +330,15 @@ impl Reporter {
         }
     }
 
-    /// Until it is time for the next heartbeat, or an instance has changed and some time has passed since the last.
+    /// Until it is time for the next heartbeat, or an instance or an update has changed and some time has passed since the last.
     async fn wait(&mut self, sent: Instant, mut until: Instant) {
+        let mut updates = self.reporting.updates.changes();
         loop {
             tokio::select! {
                 () = sleep_until(until) => return,
+                Ok(()) = updates.changed() => {
+                    until = until.min((Instant::now() + self.patience.settle).max(sent + self.patience.pause));
+                }
                 event = self.reporting.events.recv() => match event {
                     // Pull progress is no change of state, and comes in crowds.
                     Ok(InstanceEvent { progress: Some(_), .. }) => {}

@@ -1,5 +1,5 @@
-//! The agent itself and the droplet it is on: `/system`, `/logs`, `/diagnostics/…`, `/restart`, and what became
-//! of the remote shell and isn't there yet of updates.
+//! The agent itself and the droplet it is on: `/system`, `/logs`, `/diagnostics/…`, `/restart`, `/redeploy`, `/update`, and what became
+//! of the remote shell.
 
 use std::convert::Infallible;
 
@@ -12,6 +12,7 @@ use dtma_api::host::{
     Accepted, AgentLog, AgentLogLine, AgentProcess, DockerDiagnostics, InstanceDiagnosis, LinkView, LoadAverage,
     PassView, SystemAnswer, SystemDiagnostics,
 };
+use dtma_api::update::UpdateAnswer;
 use futures_util::{StreamExt as _, stream};
 use serde::de::IgnoredAny;
 use tokio_stream::wrappers::BroadcastStream;
@@ -23,6 +24,7 @@ use super::tools::params::Parameters;
 use crate::backend::LinkState;
 use crate::logs::LogLine;
 use crate::system;
+use crate::update::NotAsked;
 
 pub(super) fn routes<T: Table>(table: T) -> T {
     table
@@ -56,8 +58,17 @@ pub(super) fn routes<T: Table>(table: T) -> T {
                 .described("Tools keep running.")
                 .answers::<Accepted>(202, "It ends when this answer is out.")
         })
-        .post("/redeploy", no_updater, || Operation::new("Asks for an update of the agent").fails(&[NO_UPDATER]))
-        .get("/update", no_updater, || Operation::new("How an update of the agent stands").fails(&[NO_UPDATER]))
+        .post("/redeploy", redeploy, || {
+            Operation::new("Looks for a newer release of the agent, and goes to it")
+                .described("The newest of the droplet's channel. It is kept only if it proves itself; tools keep running. `GET /update` tells how it goes.")
+                .answers::<Accepted>(202, "The updater is asked.")
+                .fails(&[NO_UPDATER, (507, "no_space", "the request can't be written down")])
+        })
+        .get("/update", update, || {
+            Operation::new("How an update of the agent stands")
+                .answers::<UpdateAnswer>(200, "What the updater does, and how the last update ended.")
+                .fails(&[NO_UPDATER])
+        })
         .post("/ssh/execute", no_remote_shell, || {
             Operation::new("What became of the old agent's remote shell").fails(&[(
                 410,
@@ -182,16 +193,38 @@ async fn restart(State(app): State<App>) -> (StatusCode, Json<Accepted>) {
 }
 
 /// What both of them fail with.
-const NO_UPDATER: Failing = (501, "no_updater", "always; `error` says how an update is made by hand");
+const NO_UPDATER: Failing =
+    (501, "no_updater", "the agent was installed without its updater; `error` says how an update is made by hand");
 
-/// Nothing updates this agent but a person, and whoever asks must not take it for done.
-async fn no_updater() -> ApiError {
-    ApiError::new(
-        StatusCode::NOT_IMPLEMENTED,
-        "no_updater",
-        "this version of the agent does not update itself; to update it by hand, unpack a newer release on the droplet and run \
-         'sudo bash install.sh': that makes it current and restarts the agent, and tools keep running",
-    )
+impl From<NotAsked> for ApiError {
+    fn from(error: NotAsked) -> Self {
+        let (status, code) = match &error {
+            NotAsked::NoUpdater => (StatusCode::NOT_IMPLEMENTED, "no_updater"),
+            NotAsked::NotWritten(source) => {
+                tracing::error!(%source, "a request for an update could not be written");
+                (StatusCode::INSUFFICIENT_STORAGE, "no_space")
+            }
+        };
+        Self::new(status, code, error.to_string())
+    }
+}
+
+/// Asks the updater, which is another process, to look for a release now.
+async fn redeploy(State(app): State<App>) -> Result<(StatusCode, Json<Accepted>), ApiError> {
+    let updates = app.parts().updates.clone();
+    // It waits for the disk.
+    let asked = tokio::task::spawn_blocking(move || updates.ask(None)).await;
+    asked.map_err(|error| NotAsked::NotWritten(std::io::Error::other(error)))??;
+    tracing::info!("a caller asked for an update");
+    let message =
+        "the updater looks for a newer release now; GET /update tells how it goes, and tools keep running".to_owned();
+    Ok((StatusCode::ACCEPTED, Json(Accepted { success: true, message })))
+}
+
+async fn update(State(app): State<App>) -> Result<Json<UpdateAnswer>, ApiError> {
+    let update = app.parts().updates.state().ok_or(NotAsked::NoUpdater)?;
+    let (version, target) = (crate::VERSION.to_owned(), crate::TARGET.to_owned());
+    Ok(Json(UpdateAnswer { success: true, version, target, update }))
 }
 
 async fn no_remote_shell() -> ApiError {

@@ -1,8 +1,8 @@
 //! Files that are either the old version or the new one, whatever happens while they are written.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 /// Replaces `path` with `contents`, readable by the owner only. On return the file and its name are on the disk.
@@ -10,6 +10,14 @@ use std::path::Path;
 /// # Errors
 /// Whatever the file system says; the old file is then still there, whole.
 pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
+    replace_with_mode(path, contents, 0o600)
+}
+
+/// The same, for a file with other permissions.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_with_mode(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     let directory = path.parent().ok_or_else(|| io::Error::other("the path has no parent directory"))?;
     let mut name = path.file_name().ok_or_else(|| io::Error::other("the path has no file name"))?.to_owned();
     name.push(".new");
@@ -20,7 +28,7 @@ pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     {
         return Err(error);
     }
-    let written = write(&draft, contents).and_then(|()| std::fs::rename(&draft, path));
+    let written = write(&draft, contents, mode).and_then(|()| std::fs::rename(&draft, path));
     if let Err(error) = written {
         // On a full disk half a draft takes the room that others need. That it is there is no worse than before, should this fail too.
         let _ = std::fs::remove_file(&draft);
@@ -29,16 +37,16 @@ pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-fn write(draft: &Path, contents: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(draft)?;
+fn write(draft: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(draft)?;
+    // Whatever the process's mask takes away.
+    file.set_permissions(Permissions::from_mode(mode))?;
     file.write_all(contents)?;
     file.sync_all()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     #[test]

@@ -27,6 +27,7 @@ use dtma_agent::reconcile::{
 };
 use dtma_agent::store::ledger::Ledger;
 use dtma_agent::store::vault::Vault;
+use dtma_agent::update::{Places, Updates};
 use dtma_api::TokenHash;
 use dtma_api::health::{Era, Introduction};
 use http_body_util::BodyExt as _;
@@ -152,6 +153,7 @@ impl Agent {
             logs: LogRing::default(),
             system: watch::channel(dtma_agent::system::Sample::default()).1,
             link: watch::channel(LinkState::Offline).1,
+            updates: Updates::new(&Places::default()),
             server: ServerState::default(),
             proxy: Proxy::new(shutdown.clone()),
             bridges,

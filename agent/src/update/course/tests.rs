@@ -1,0 +1,572 @@
+//! Updates on a droplet of files and a made-up systemd: good ones, bad ones, and any of them cut off before any one change.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use dtma_release::{Artifact, Digest, MANIFEST_TYPE, PublicKey, Signature, archive_name, signed_bytes};
+use jiff::{SignedDuration, Timestamp};
+use ring::signature::Ed25519KeyPair;
+use sha2::Digest as _;
+
+use super::super::gate::Unit;
+use super::*;
+
+const TARGET: &str = "x86_64-linux-gnu";
+const BEGAN: &str = "2026-03-01T12:00:00Z";
+
+/// What a version does once it is started.
+#[derive(Debug, Clone, Default)]
+struct Conduct {
+    never_ready: bool,
+    ends_after: Option<u64>,
+    hangs_after: Option<u64>,
+    without_docker: bool,
+    without_heartbeats: bool,
+    forgets: bool,
+}
+
+/// A droplet on which systemd starts what `current` leads to.
+struct Droplet {
+    folder: tempfile::TempDir,
+    places: Places,
+    clock: RefCell<Duration>,
+    agent: RefCell<Agent>,
+    conduct: BTreeMap<Version, Conduct>,
+    /// What the unit's file was read from.
+    loaded: RefCell<Option<Version>>,
+    starts: RefCell<Vec<Version>>,
+}
+
+#[derive(Debug, Clone)]
+struct Agent {
+    version: Version,
+    pid: u32,
+    since: Duration,
+    restarts: u32,
+}
+
+fn version(text: &str) -> Version {
+    text.parse().unwrap()
+}
+
+impl Droplet {
+    /// Version 1.0.0 serves.
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let places = Places {
+            prefix: root.join("opt"),
+            memory: root.join("memory"),
+            agent_state: root.join("state"),
+            agent_run: root.join("run"),
+            ..Places::default()
+        };
+        for path in [&places.prefix, &places.memory, &places.agent_state, &places.agent_run] {
+            std::fs::create_dir(path).unwrap();
+        }
+        let good = version("1.0.0");
+        std::fs::create_dir_all(places.version_folder(&good)).unwrap();
+        std::fs::write(places.version_folder(&good).join("dtma-agent"), "1.0.0").unwrap();
+        places.point(Link::Current, &good).unwrap();
+        places.point(Link::Good, &good).unwrap();
+        let droplet = Self {
+            folder,
+            places,
+            clock: RefCell::new(Duration::from_secs(1000)),
+            agent: RefCell::new(Agent { version: good.clone(), pid: 100, since: Duration::ZERO, restarts: 0 }),
+            conduct: BTreeMap::new(),
+            loaded: RefCell::new(Some(good)),
+            starts: RefCell::default(),
+        };
+        droplet.live();
+        droplet
+    }
+
+    fn with(mut self, version_text: &str, conduct: Conduct) -> Self {
+        self.conduct.insert(version(version_text), conduct);
+        self
+    }
+
+    fn conduct(&self, version: &Version) -> Conduct {
+        self.conduct.get(version).cloned().unwrap_or_default()
+    }
+
+    fn age(&self) -> u64 {
+        self.clock.borrow().saturating_sub(self.agent.borrow().since).as_secs()
+    }
+
+    /// The agent does what it would have done up to now.
+    fn live(&self) -> Unit {
+        let conduct = self.conduct(&self.agent.borrow().version);
+        if conduct.ends_after.is_some_and(|after| self.age() >= after) {
+            let mut agent = self.agent.borrow_mut();
+            agent.restarts += 1;
+            agent.pid += 1;
+            agent.since = *self.clock.borrow();
+        }
+        let agent = self.agent.borrow().clone();
+        let (age, hangs) = (self.age(), conduct.hangs_after.unwrap_or(u64::MAX));
+        let ready = !conduct.never_ready && age >= 1;
+        if ready {
+            let names = BTreeSet::from(["one".to_owned(), "two".to_owned()]);
+            let found = if conduct.forgets { BTreeSet::from(["one".to_owned()]) } else { names.clone() };
+            let written_at = self.now() - SignedDuration::from_secs(i64::try_from(age.saturating_sub(hangs)).unwrap());
+            let vitals = Vitals {
+                pid: agent.pid,
+                version: agent.version.to_string(),
+                written_at,
+                port: 30_000,
+                docker_reachable: !conduct.without_docker,
+                reports: true,
+                heartbeats_taken: u64::from(!conduct.without_heartbeats),
+                heartbeats_failing: 0,
+                complete: true,
+                instances: names,
+                found: Some(found),
+            };
+            vitals.write(&self.places).unwrap();
+        }
+        Unit { active: ready, failed: false, stopped: false, main_pid: agent.pid, restarts: agent.restarts }
+    }
+
+    fn memory(&self) -> Memory {
+        Memory::load(&self.places, &version("1.0.0")).unwrap()
+    }
+
+    fn links(&self) -> (String, String) {
+        let read = |link| self.places.read(link).unwrap().unwrap().to_string();
+        (read(Link::Current), read(Link::Good))
+    }
+
+    /// What is in use is what is good, is loaded, and runs.
+    fn assert_settled(&self, expected: &str) {
+        assert_eq!(self.links(), (expected.to_owned(), expected.to_owned()));
+        assert_eq!(self.loaded.borrow().as_ref().unwrap().to_string(), expected, "the unit that is loaded");
+        assert_eq!(self.agent.borrow().version.to_string(), expected, "the version that runs");
+        let memory = self.memory();
+        assert_eq!((memory.trial, memory.shown.phase), (None, UpdatePhase::Idle));
+    }
+}
+
+impl Host for Droplet {
+    fn unit(&self) -> Result<Unit, HostError> {
+        Ok(self.live())
+    }
+
+    fn reload(&self) -> Result<(), HostError> {
+        *self.loaded.borrow_mut() = self.places.read(Link::Current).unwrap();
+        Ok(())
+    }
+
+    fn restart(&self) -> Result<(), HostError> {
+        let last_word = Vitals::read(&self.places.vitals_file());
+        last_word.unwrap_or_default().write_last(&self.places).unwrap();
+        let started = self.places.read(Link::Current).unwrap().unwrap();
+        self.starts.borrow_mut().push(started.clone());
+        let pid = self.agent.borrow().pid + 100;
+        let since = *self.clock.borrow();
+        *self.agent.borrow_mut() = Agent { version: started, pid, since, restarts: 0 };
+        Ok(())
+    }
+
+    fn renew_guard(&self) -> Result<(), HostError> {
+        Ok(())
+    }
+
+    fn serving(&self, port: u16) -> bool {
+        let conduct = self.conduct(&self.agent.borrow().version);
+        port == 30_000 && !conduct.never_ready && conduct.hangs_after.is_none_or(|after| self.age() < after)
+    }
+
+    /// Programs here are texts: the version they say they are.
+    fn introduce(&self, program: &Path) -> Result<String, String> {
+        let text = std::fs::read_to_string(program).unwrap();
+        if text == "foreign" {
+            Err("it is built for another machine".to_owned())
+        } else {
+            Ok(stage::introduction(&text, TARGET))
+        }
+    }
+
+    fn last_words(&self) -> String {
+        "the last words".to_owned()
+    }
+
+    fn free_bytes(&self, _path: &Path) -> io::Result<u64> {
+        Ok(1 << 30)
+    }
+
+    fn now(&self) -> Timestamp {
+        BEGAN.parse::<Timestamp>().unwrap() + SignedDuration::try_from(*self.clock.borrow()).unwrap()
+    }
+
+    fn elapsed(&self) -> Duration {
+        *self.clock.borrow()
+    }
+
+    fn pause(&self, time: Duration) {
+        *self.clock.borrow_mut() += time;
+    }
+}
+
+fn key(seed: u8) -> zipsign_api::SigningKey {
+    zipsign_api::SigningKey::from_bytes(&[seed; 32])
+}
+
+/// The same key, as what signs manifests wants it.
+fn pair(seed: u8) -> Ed25519KeyPair {
+    Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap()
+}
+
+fn public(key: &zipsign_api::SigningKey) -> PublicKey {
+    PublicKey::from(key.verifying_key().to_bytes())
+}
+
+/// A release as its makers, or somebody else, would offer it.
+#[derive(Clone)]
+struct Offer {
+    manifest: Manifest,
+    archive: Vec<u8>,
+    signers: Vec<u8>,
+}
+
+impl Offer {
+    fn new(version_text: &str) -> Self {
+        Self::of(version_text, version_text, 1)
+    }
+
+    /// `program` is what the program says it is.
+    fn of(version_text: &str, program: &str, archive_signer: u8) -> Self {
+        let version = version(version_text);
+        let name = archive_name(&version, TARGET);
+        let archive = signed_archive(&name, &files(&version, program), archive_signer);
+        let artifact = Artifact {
+            target: TARGET.to_owned(),
+            file: name,
+            size: archive.len() as u64,
+            sha256: Digest::from(<[u8; 32]>::from(sha2::Sha256::digest(&archive))),
+        };
+        let manifest = Manifest {
+            channel: Channel::Stable,
+            issued_at: BEGAN.parse().unwrap(),
+            expires_at: "2026-09-01T00:00:00Z".parse().unwrap(),
+            min_version: Version::new(1, 0, 0),
+            artifacts: vec![artifact],
+            version,
+        };
+        Self { manifest, archive, signers: vec![1] }
+    }
+
+    fn change(mut self, change: impl FnOnce(&mut Manifest)) -> Self {
+        change(&mut self.manifest);
+        self
+    }
+}
+
+fn files(version: &Version, program: &str) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<_> = stage::names().map(|name| (name.to_owned(), b"x".to_vec())).collect();
+    for (name, content) in &mut files {
+        match name.as_str() {
+            "VERSION" => *content = format!("{version}\n").into_bytes(),
+            "dtma-agent" => *content = program.as_bytes().to_vec(),
+            _ => {}
+        }
+    }
+    files
+}
+
+fn signed_archive(name: &str, files: &[(String, Vec<u8>)], signer: u8) -> Vec<u8> {
+    let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+    for (name, content) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o600);
+        tar.append_data(&mut header, name, content.as_slice()).unwrap();
+    }
+    let plain = tar.into_inner().unwrap().finish().unwrap();
+    let mut signed = std::io::Cursor::new(Vec::new());
+    zipsign_api::sign::copy_and_sign_tar(
+        &mut std::io::Cursor::new(plain),
+        &mut signed,
+        &[key(signer)],
+        Some(name.as_bytes()),
+    )
+    .unwrap();
+    signed.into_inner()
+}
+
+impl Source for Offer {
+    fn manifest(&self, _wanted: &Wanted) -> Result<Vec<u8>, FetchError> {
+        let payload = serde_json::to_vec(&self.manifest).unwrap();
+        let sign = |seed: &u8| {
+            let sig = pair(*seed).sign(&signed_bytes(MANIFEST_TYPE, &payload));
+            Signature { keyid: public(&key(*seed)).id(), sig: STANDARD.encode(sig) }
+        };
+        Ok(serde_json::to_vec(&Envelope::new(&payload, self.signers.iter().map(sign).collect())).unwrap())
+    }
+
+    fn archive(&self, _manifest: &Manifest, _artifact: &Artifact, to: &Path) -> Result<(), FetchError> {
+        std::fs::write(to, &self.archive).map_err(|source| FetchError::Write { path: to.to_owned(), source })
+    }
+}
+
+fn trusted() -> Result<PublicKeys, KeysError> {
+    PublicKeys::new(vec![public(&key(1)), public(&key(2))])
+}
+
+fn with<T>(droplet: &Droplet, offer: &Offer, work: impl FnOnce(&Course<'_>) -> T) -> T {
+    let keys = trusted();
+    work(&Course {
+        places: &droplet.places,
+        source: offer,
+        host: droplet,
+        keys: &keys,
+        target: TARGET,
+        channel: Channel::Stable,
+        patience: Patience::default(),
+    })
+}
+
+fn apply(droplet: &Droplet, offer: &Offer) -> UpdateResult {
+    with(droplet, offer, |course| course.apply(&Wanted::Newest(Channel::Stable), false)).unwrap()
+}
+
+fn code(result: &UpdateResult) -> (UpdateOutcome, &str) {
+    (result.outcome, result.code.as_deref().unwrap_or_default())
+}
+
+#[test]
+fn a_version_that_proves_itself_is_kept_and_the_one_before_can_be_gone_back_to() {
+    let droplet = Droplet::new();
+    let ended = apply(&droplet, &Offer::new("1.1.0"));
+    assert_eq!((ended.outcome, ended.from_version.as_str()), (UpdateOutcome::Updated, "1.0.0"), "{ended:?}");
+    droplet.assert_settled("1.1.0");
+    assert_eq!(droplet.memory().accepted.unwrap().highest_version, version("1.1.0"));
+    assert!(droplet.places.version_folder(&version("1.1.0")).join("metadata-guard").exists());
+    assert!(!droplet.places.staging().exists());
+
+    assert_eq!(apply(&droplet, &Offer::new("1.1.0")).outcome, UpdateOutcome::UpToDate);
+
+    let back = with(&droplet, &Offer::new("1.1.0"), |course| course.roll_back()).unwrap();
+    assert_eq!(back.outcome, UpdateOutcome::RolledBack);
+    droplet.assert_settled("1.0.0");
+    // It isn't gone to again by itself, but a person may want it.
+    assert_eq!(apply(&droplet, &Offer::new("1.1.0")).outcome, UpdateOutcome::UpToDate);
+    let again =
+        with(&droplet, &Offer::new("1.1.0"), |course| course.apply(&Wanted::Newest(Channel::Stable), true)).unwrap();
+    assert_eq!(again.outcome, UpdateOutcome::Updated, "{again:?}");
+    droplet.assert_settled("1.1.0");
+}
+
+#[test]
+fn versions_that_no_link_names_are_removed() {
+    let droplet = Droplet::new();
+    for text in ["1.1.0", "1.2.0", "1.3.0"] {
+        assert_eq!(apply(&droplet, &Offer::new(text)).outcome, UpdateOutcome::Updated);
+    }
+    let there: BTreeSet<_> = std::fs::read_dir(droplet.places.prefix.join("versions"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(there, BTreeSet::from(["1.2.0".to_owned(), "1.3.0".to_owned()]));
+}
+
+#[test]
+fn a_release_that_is_not_what_it_must_be_is_refused_and_nothing_in_use_changes() {
+    let mut truncated = Offer::new("1.1.0");
+    truncated.archive.truncate(100);
+    let mut exchanged = Offer::new("1.1.0");
+    exchanged.archive = Offer::new("1.2.0").archive;
+    exchanged.manifest.artifacts.first_mut().unwrap().size = exchanged.archive.len() as u64;
+    let unsigned = Offer { signers: vec![], ..Offer::new("1.1.0") };
+    let strangers = Offer { signers: vec![9], ..Offer::new("1.1.0") };
+    let expired = Offer::new("1.1.0").change(|manifest| manifest.expires_at = BEGAN.parse().unwrap());
+    let older = Offer::new("0.9.0");
+    let huge = Offer::new("1.1.0").change(|manifest| manifest.artifacts.first_mut().unwrap().size = 1 << 40);
+    let elsewhere =
+        Offer::new("1.1.0").change(|manifest| manifest.artifacts.first_mut().unwrap().target = "aarch64".to_owned());
+    let canary = Offer::new("1.1.0").change(|manifest| manifest.channel = Channel::Canary);
+    for (offer, expected) in [
+        (unsigned, "not_signed"),
+        (strangers, "wrong_key"),
+        (expired, "expired"),
+        (older, "older"),
+        (huge, "bad_archive"),
+        (elsewhere, "no_artifact"),
+        (canary, "other_channel"),
+        (truncated, "truncated"),
+        (exchanged, "wrong_digest"),
+        (Offer::of("1.1.0", "1.1.0", 9), "wrong_archive_key"),
+        (Offer::of("1.1.0", "0.9.0", 1), "other_program"),
+        (Offer::of("1.1.0", "foreign", 1), "wrong_architecture"),
+    ] {
+        let droplet = Droplet::new();
+        assert_eq!(code(&apply(&droplet, &offer)), (UpdateOutcome::Refused, expected));
+        droplet.assert_settled("1.0.0");
+        assert!(droplet.starts.borrow().is_empty(), "{expected}");
+        assert!(!droplet.places.version_folder(&version("1.1.0")).exists(), "{expected}");
+    }
+}
+
+#[test]
+fn no_keys_mean_that_nothing_is_taken_however_it_is_signed() {
+    let droplet = Droplet::new();
+    let (offer, keys) = (Offer::new("1.1.0"), PublicKeys::parse(""));
+    let course = Course {
+        places: &droplet.places,
+        source: &offer,
+        host: &droplet,
+        keys: &keys,
+        target: TARGET,
+        channel: Channel::Stable,
+        patience: Patience::default(),
+    };
+    let ended = course.apply(&Wanted::Newest(Channel::Stable), true).unwrap();
+    assert_eq!(code(&ended), (UpdateOutcome::Refused, "no_keys"));
+    droplet.assert_settled("1.0.0");
+}
+
+#[test]
+fn the_past_is_not_taken_even_if_what_came_after_it_has_failed() {
+    let droplet = Droplet::new().with("1.2.0", Conduct { never_ready: true, ..Conduct::default() });
+    let later = Offer::new("1.2.0").change(|manifest| manifest.issued_at = "2026-03-05T00:00:00Z".parse().unwrap());
+    assert_eq!(apply(&droplet, &later).outcome, UpdateOutcome::Reverted);
+    assert_eq!(code(&apply(&droplet, &Offer::new("1.1.0"))), (UpdateOutcome::Refused, "replayed"));
+}
+
+#[test]
+fn a_version_that_does_not_prove_itself_goes_within_two_minutes_and_does_not_come_again() {
+    let conducts = [
+        (Conduct { never_ready: true, ..Conduct::default() }, "not_ready"),
+        (Conduct { ends_after: Some(0), ..Conduct::default() }, "crashed"),
+        (Conduct { ends_after: Some(62), ..Conduct::default() }, "crashed"),
+        (Conduct { hangs_after: Some(20), ..Conduct::default() }, "silent"),
+        (Conduct { without_docker: true, ..Conduct::default() }, "no_docker"),
+        (Conduct { without_heartbeats: true, ..Conduct::default() }, "no_heartbeat"),
+        (Conduct { forgets: true, ..Conduct::default() }, "tools_lost"),
+    ];
+    for (conduct, expected) in conducts {
+        let what = format!("{conduct:?}");
+        let droplet = Droplet::new().with("1.1.0", conduct);
+        let began = droplet.elapsed();
+        let ended = apply(&droplet, &Offer::new("1.1.0"));
+        assert_eq!(code(&ended), (UpdateOutcome::Reverted, expected), "{what}");
+        assert!(ended.reason.unwrap().ends_with("the last words"), "{what}");
+        droplet.assert_settled("1.0.0");
+        assert!(droplet.elapsed() - began < Duration::from_secs(120), "{what}: {:?}", droplet.elapsed() - began);
+        assert_eq!(droplet.memory().shown.failed_versions.first().unwrap().code, expected);
+
+        let starts = droplet.starts.borrow().len();
+        assert_eq!(code(&apply(&droplet, &Offer::new("1.1.0"))), (UpdateOutcome::Refused, "failed_before"), "{what}");
+        assert_eq!(droplet.starts.borrow().len(), starts, "it was not started again");
+        assert_eq!(apply(&droplet, &Offer::new("1.1.1")).outcome, UpdateOutcome::Updated, "{what}");
+    }
+}
+
+#[test]
+fn nothing_is_asked_of_a_new_version_that_the_old_one_could_not_do() {
+    let conduct = Conduct { without_docker: true, without_heartbeats: true, ..Conduct::default() };
+    let droplet = Droplet::new().with("1.0.0", conduct.clone()).with("1.1.0", conduct);
+    assert_eq!(apply(&droplet, &Offer::new("1.1.0")).outcome, UpdateOutcome::Updated);
+}
+
+/// Runs an update that dies before its `changes`-th change, then what systemd runs after a death. Answers whether it died at all.
+fn cut_off(droplet: &Droplet, offer: &Offer, changes: usize) -> bool {
+    droplet.places.fuse.set(Some(changes));
+    let died = with(droplet, offer, |course| course.apply(&Wanted::Newest(Channel::Stable), false)).is_err();
+    droplet.places.fuse.set(None);
+    died
+}
+
+#[test]
+fn a_death_before_any_one_change_leaves_a_version_that_serves() {
+    for (conduct, after) in
+        [(Conduct::default(), "1.1.0"), (Conduct { never_ready: true, ..Conduct::default() }, "1.0.0")]
+    {
+        let mut deaths = 0;
+        for changes in 0.. {
+            assert!(changes < 100, "an update makes fewer changes than that");
+            let droplet = Droplet::new().with("1.1.0", conduct.clone());
+            if !cut_off(&droplet, &Offer::new("1.1.0"), changes) {
+                break;
+            }
+            deaths += 1;
+            with(&droplet, &Offer::new("1.1.0"), |course| course.recover()).unwrap();
+            let settled = droplet.links().1;
+            droplet.assert_settled(&settled);
+            // And again after a reboot: recovery itself is repeatable.
+            assert_eq!(with(&droplet, &Offer::new("1.1.0"), |course| course.recover()).unwrap(), None);
+            // Whoever asks again gets what an undisturbed update would have come to.
+            let memory = droplet.memory();
+            let ended = apply(&droplet, &Offer::new("1.1.0"));
+            droplet.assert_settled(after);
+            if let Some(failed) = memory.shown.failed_versions.first() {
+                assert_eq!(failed.code, "not_ready", "what was found out before the death is not forgotten");
+                assert_eq!(code(&ended), (UpdateOutcome::Refused, "failed_before"));
+            }
+        }
+        assert!(deaths >= 8, "{deaths} changes are few");
+    }
+}
+
+#[test]
+fn a_death_within_the_recovery_from_a_death_is_recovered_from() {
+    for changes in 0..40 {
+        for within in 0..4 {
+            let droplet = Droplet::new();
+            if !cut_off(&droplet, &Offer::new("1.1.0"), changes) {
+                return;
+            }
+            droplet.places.fuse.set(Some(within));
+            let _ = with(&droplet, &Offer::new("1.1.0"), |course| course.recover());
+            droplet.places.fuse.set(None);
+            with(&droplet, &Offer::new("1.1.0"), |course| course.recover()).unwrap();
+            droplet.assert_settled(&droplet.links().1.clone());
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_trial_is_nobodys_fault_for_a_few_times() {
+    let offer = Offer::new("1.1.0");
+    // So many changes, and it is in use without having been kept.
+    let in_use = (0..40).find(|changes| {
+        let droplet = Droplet::new();
+        cut_off(&droplet, &offer, *changes) && droplet.links() == ("1.1.0".to_owned(), "1.0.0".to_owned())
+    });
+    let droplet = Droplet::new();
+    for count in 1..=MOST_UNJUDGED {
+        assert!(cut_off(&droplet, &offer, in_use.unwrap()));
+        let undone = with(&droplet, &offer, |course| course.recover()).unwrap().unwrap();
+        assert_eq!(code(&undone), (UpdateOutcome::Reverted, "interrupted"));
+        droplet.assert_settled("1.0.0");
+        assert!(droplet.memory().unjudged.values().eq([&count]));
+    }
+    assert_eq!(code(&apply(&droplet, &offer)), (UpdateOutcome::Refused, "interrupted"));
+    let again = with(&droplet, &offer, |course| course.apply(&Wanted::Newest(Channel::Stable), true)).unwrap();
+    assert_eq!(again.outcome, UpdateOutcome::Updated);
+}
+
+#[test]
+fn a_memory_that_cannot_be_read_is_put_aside_and_the_droplet_can_still_be_updated() {
+    let droplet = Droplet::new();
+    std::fs::write(droplet.places.memory_file(), "{ half a mem").unwrap();
+    assert_eq!(code(&apply(&droplet, &Offer::new("0.9.0"))), (UpdateOutcome::Refused, "older"));
+    assert_eq!(apply(&droplet, &Offer::new("1.1.0")).outcome, UpdateOutcome::Updated);
+    assert!(droplet.folder.path().join("memory/state.json.unreadable").exists());
+}
+
+#[test]
+fn what_is_only_looked_for_changes_nothing() {
+    let droplet = Droplet::new();
+    let (manifest, standing) =
+        with(&droplet, &Offer::new("1.1.0"), |course| course.check(&Wanted::Newest(Channel::Stable))).unwrap();
+    assert_eq!((manifest.version, standing), (version("1.1.0"), Standing::Newer));
+    assert!(!droplet.places.memory_file().exists());
+    let other = Wanted::Version(version("1.3.0"));
+    let error = with(&droplet, &Offer::new("1.1.0"), |course| course.check(&other)).unwrap_err();
+    assert!(error.to_string().contains("other_version"), "{error}");
+}
