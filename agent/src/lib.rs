@@ -21,8 +21,11 @@ pub mod store;
 pub mod system;
 pub mod update;
 
-/// This agent's version.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// This agent's version: the workspace's, unless whoever makes the release says another.
+pub const VERSION: &str = match option_env!("DTMA_RELEASE_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};
 
 /// The builds of releases this one is of.
 pub const TARGET: &str =

@@ -1,10 +1,10 @@
 //! `dtma-agent`: reads the settings, wires the parts together, and ends in order. Decides nothing else.
 
+mod kept_socket;
 mod vital_signs;
 mod watchdog;
 
 use std::error::Error;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -163,10 +163,9 @@ async fn run(settings: Settings, logs: logs::LogRing) -> Result<(), Box<dyn Erro
         port: settings.port,
         started_at,
     });
-    let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, settings.port));
-    let server = Server::bind(address, acceptor, settings.plaintext, http::router(&app), server_state.clone())
-        .await
+    let listener = kept_socket::listen(settings.port)
         .map_err(|error| format!("port {} could not be had: {error}; set PORT to a free one", settings.port))?;
+    let server = Server::on(listener, acceptor, settings.plaintext, http::router(&app), server_state.clone());
     tracing::info!(version = VERSION, port = settings.port, %pin, "listening");
 
     let reporting = Reporting {

@@ -142,7 +142,7 @@ struct Door {
 }
 
 impl Server {
-    /// Takes the port. Without `tls`, everything is plaintext and is served.
+    /// Takes the port. As [`Server::on`].
     ///
     /// # Errors
     /// When the port can't be had.
@@ -153,8 +153,18 @@ impl Server {
         router: Router,
         state: ServerState,
     ) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
-        Ok(Self { listener, door: Arc::new(Door { tls, plaintext, router }), state })
+        Ok(Self::on(TcpListener::bind(address).await?, tls, plaintext, router, state))
+    }
+
+    /// Serves on a port that has been taken. Without `tls`, everything is plaintext and is served.
+    pub fn on(
+        listener: TcpListener,
+        tls: Option<TlsAcceptor>,
+        plaintext: Plaintext,
+        router: Router,
+        state: ServerState,
+    ) -> Self {
+        Self { listener, door: Arc::new(Door { tls, plaintext, router }), state }
     }
 
     /// Where it listens.

@@ -1,13 +1,21 @@
-//! Building a release: the agent for an old glibc, packed with its unit and installer so that the same input gives the same bytes.
+//! Making a release: the agent built for an old glibc, packed with its units and installer, signed. The same input gives the same bytes.
+
+mod keys;
+mod sign;
+
+pub use keys::{ReleaseKeys, ReleaseKeysError};
+pub use sign::{SignError, manifest as sign_manifest};
 
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use dtma_release::{Artifact, Channel, Digest, Manifest, TARGET, Version, archive_name, channel_path, manifest_path};
 use elf::ElfBytes;
 use elf::endian::AnyEndian;
 use flate2::{Compression, GzBuilder};
+use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 
 use crate::command::Job;
@@ -18,9 +26,18 @@ use crate::workspace::Workspace;
 /// Debian 11's, the oldest system a droplet may have.
 pub const OLDEST_GLIBC: Glibc = Glibc { major: 2, minor: 31 };
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+const RUST_TARGET: &str = "x86_64-unknown-linux-gnu";
 const CARGO_ZIGBUILD: &str = "cargo-zigbuild==0.24.0";
 const ZIGLANG: &str = "ziglang==0.15.2";
+
+const UNITS: [&str; 6] = [
+    "dtma-agent.service",
+    "dtma-metadata-guard.service",
+    "dtma-update.service",
+    "dtma-update.path",
+    "dtma-update.timer",
+    "dtma-update-undo.service",
+];
 
 /// 2000-01-01T00:00:00Z for every entry: when it was packed must not change the bytes, and tar complains about 1970.
 const PACKED_AT: u64 = 946_684_800;
@@ -40,11 +57,52 @@ impl fmt::Display for Glibc {
     }
 }
 
-/// A packed release.
+/// How a release is made.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// Its version; the workspace's own unless a test needs another.
+    pub version: Version,
+    /// Whom it is for.
+    pub channel: Channel,
+    /// When it is signed. The commit's time unless told otherwise, so that the same commit gives the same bytes.
+    pub issued_at: Timestamp,
+    /// How long it may be installed from then on.
+    pub lifetime: SignedDuration,
+    /// The oldest version that can go to it in one step.
+    pub min_version: Version,
+}
+
+impl Terms {
+    /// How long a release may be installed unless its makers say otherwise: half a year.
+    pub const LIFETIME: SignedDuration = SignedDuration::from_hours(24 * 182);
+
+    /// A stable release of the workspace's version, issued when its commit was made; without git, now.
+    pub fn of(workspace: &Workspace) -> Self {
+        let version = Version::parse(env!("CARGO_PKG_VERSION")).unwrap_or_else(|_| Version::new(0, 0, 0));
+        Self {
+            version,
+            channel: Channel::Stable,
+            issued_at: committed_at(workspace).unwrap_or_else(Timestamp::now),
+            lifetime: Self::LIFETIME,
+            min_version: Version::new(0, 1, 0),
+        }
+    }
+}
+
+/// When the present commit was made.
+fn committed_at(workspace: &Workspace) -> Option<Timestamp> {
+    let command = ["log", "-1", "--format=%cI"];
+    let output = std::process::Command::new("git").args(command).current_dir(workspace.root()).output().ok()?;
+    String::from_utf8_lossy(&output.stdout).trim().parse().ok()
+}
+
+/// A packed and signed release.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Release {
     /// Its version, which is also its folder's name.
     pub version: String,
+    /// What the signed manifest beside the archive says.
+    pub manifest: Manifest,
     /// The `.tar.gz`; beside it lies the same name with `.sha256` added, as `sha256sum` writes it.
     pub archive: PathBuf,
     /// SHA-256 of the archive, lower-case hexadecimal.
@@ -81,6 +139,22 @@ pub enum ReleaseError {
         #[source]
         source: elf::ParseError,
     },
+    /// There are no keys to sign with.
+    #[error("cannot sign the release")]
+    Keys(#[from] ReleaseKeysError),
+    /// Signing failed.
+    #[error("cannot sign the release")]
+    Sign(#[from] SignError),
+    /// Built twice, it wasn't the same.
+    #[error(
+        "built again from the index in another folder it has SHA-256 {second}, not {first}; commit or add what was changed, or find what differs"
+    )]
+    NotReproducible {
+        /// As built here.
+        first: String,
+        /// As built elsewhere.
+        second: String,
+    },
     /// It would not start on the oldest system a droplet may have.
     #[error("the agent asks for glibc {found}, droplets may have {OLDEST_GLIBC}: it uses {symbol}")]
     GlibcTooNew {
@@ -98,22 +172,102 @@ impl ReleaseError {
     }
 }
 
-/// Builds the agent and packs it into `{out}/{version}/`, `target/dist` unless told otherwise. When nothing changed, that costs
-/// cargo's look at the sources and leaves the same bytes.
+/// The keys releases of this working tree are signed with unless others are named: for the local cloud only. Made when there are none.
+///
+/// # Errors
+/// When they can't be made or read.
+pub fn development_keys(workspace: &Workspace) -> Result<ReleaseKeys, ReleaseError> {
+    let folder = workspace.local().join("release-keys");
+    if !folder.exists() {
+        // Whole or not at all: two tests may come here at once.
+        let draft = tempfile::tempdir_in(workspace.local_folder()?).map_err(ReleaseError::file("make", &folder))?;
+        ReleaseKeys::make(draft.path())?;
+        match std::fs::rename(draft.path(), &folder) {
+            Err(error) if !folder.exists() => return Err(ReleaseError::file("make", &folder)(error)),
+            _ => {}
+        }
+    }
+    Ok(ReleaseKeys::load(&folder)?)
+}
+
+/// Builds the agent, packs and signs it with [`development_keys`], into `{out}/{version}/`, `target/dist` unless told otherwise. When
+/// nothing changed, that costs cargo's look at the sources and leaves the same bytes.
+///
+/// # Errors
+/// As [`make`].
+pub async fn release(workspace: &Workspace, out: Option<&Path>, watch: &dyn Watch) -> Result<Release, ReleaseError> {
+    make(workspace, &Terms::of(workspace), &development_keys(workspace)?, out, watch).await
+}
+
+/// Builds the agent, which from then on trusts the public half of `keys`, packs it, and signs it.
 ///
 /// # Errors
 /// When the tools can't be installed, the build fails, the program needs a newer glibc than [`OLDEST_GLIBC`], or a file can't be written.
-pub async fn release(workspace: &Workspace, out: Option<&Path>, watch: &dyn Watch) -> Result<Release, ReleaseError> {
-    let agent = build_agent(workspace, watch).await?;
+pub async fn make(
+    workspace: &Workspace,
+    terms: &Terms,
+    keys: &ReleaseKeys,
+    out: Option<&Path>,
+    watch: &dyn Watch,
+) -> Result<Release, ReleaseError> {
+    let agent = build_agent(workspace, &terms.version, keys, watch).await?;
     let out = out.map_or_else(|| workspace.releases(), Path::to_path_buf);
-    pack(workspace, env!("CARGO_PKG_VERSION"), &agent, &out)
+    pack(workspace, terms, &agent, keys, &out)
 }
 
-/// Packs `agent`, any program that is to run as the agent, as release `version` into `{out}/{version}/`.
+/// Makes the same release again from another folder, with nothing built before.
+///
+/// # Errors
+/// As [`make`], and [`ReleaseError::NotReproducible`].
+pub async fn again_elsewhere(
+    workspace: &Workspace,
+    terms: &Terms,
+    keys: &ReleaseKeys,
+    made: &Release,
+    watch: &dyn Watch,
+) -> Result<(), ReleaseError> {
+    let folder = tempfile::tempdir().map_err(ReleaseError::file("make", Path::new("a folder elsewhere")))?;
+    let elsewhere = Workspace::at(&folder.path().join("sources"));
+    Job::new("git", workspace.local_file("release-again.log")?)
+        .args(["checkout-index", "--all"])
+        .args([format!("--prefix={}/", elsewhere.root().display())])
+        .in_folder(workspace.root())
+        .run(watch)
+        .await?;
+    let again = make(&elsewhere, terms, keys, None, watch).await?;
+    if again.sha256 == made.sha256 {
+        return Ok(());
+    }
+    Err(ReleaseError::NotReproducible { first: made.sha256.clone(), second: again.sha256 })
+}
+
+/// Packs `agent`, any program that is to run as the agent, and signs it, into `{out}/{version}/` and as the newest of its channel.
 ///
 /// # Errors
 /// When the program needs a newer glibc than [`OLDEST_GLIBC`] or a file can't be read or written.
-pub fn pack(workspace: &Workspace, version: &str, agent: &Path, out: &Path) -> Result<Release, ReleaseError> {
+pub fn pack(
+    workspace: &Workspace,
+    terms: &Terms,
+    agent: &Path,
+    keys: &ReleaseKeys,
+    out: &Path,
+) -> Result<Release, ReleaseError> {
+    pack_with(workspace, terms, agent, &[], keys, out)
+}
+
+/// As [`pack`], with more files in the archive, each with its mode.
+///
+/// # Errors
+/// As [`pack`].
+pub fn pack_with(
+    workspace: &Workspace,
+    terms: &Terms,
+    agent: &Path,
+    more: &[(&str, u32, Vec<u8>)],
+    keys: &ReleaseKeys,
+    out: &Path,
+) -> Result<Release, ReleaseError> {
+    let version = &terms.version;
     let program = read(agent)?;
     let glibc = newest_glibc(&program, agent)?;
     if let Some((found, symbol)) = &glibc
@@ -123,34 +277,53 @@ pub fn pack(workspace: &Workspace, version: &str, agent: &Path, out: &Path) -> R
     }
 
     let packaging = workspace.root().join("packaging");
-    let entries = [
+    let mut entries = vec![
         ("VERSION", 0o644, format!("{version}\n").into_bytes()),
         ("dtma-agent", 0o755, program),
-        ("dtma-agent.service", 0o644, read(&packaging.join("systemd/dtma-agent.service"))?),
         ("metadata-guard", 0o755, read(&packaging.join("metadata-guard.sh"))?),
-        ("dtma-metadata-guard.service", 0o644, read(&packaging.join("systemd/dtma-metadata-guard.service"))?),
         ("dtma.conf.example", 0o644, read(&packaging.join("dtma.conf.example"))?),
         ("install.sh", 0o755, read(&packaging.join("install.sh"))?),
     ];
+    for unit in UNITS {
+        entries.push((unit, 0o644, read(&packaging.join("systemd").join(unit))?));
+    }
+    entries.extend(more.iter().cloned());
+    let name = archive_name(version, TARGET);
     let bytes = tar_gz(&entries).map_err(ReleaseError::file("pack", agent))?;
-    let sha256 = hex::encode(Sha256::digest(&bytes));
+    let bytes = sign::archive(bytes, &name, keys)?;
+    let digest = Digest::from(<[u8; 32]>::from(Sha256::digest(&bytes)));
+    let (size, sha256) = (bytes.len() as u64, digest.to_string());
+    let manifest = Manifest {
+        channel: terms.channel,
+        version: version.clone(),
+        issued_at: terms.issued_at,
+        expires_at: terms.issued_at.saturating_add(terms.lifetime).unwrap_or(Timestamp::MAX),
+        min_version: terms.min_version.clone(),
+        artifacts: vec![Artifact { target: TARGET.to_owned(), file: name.clone(), size, sha256: digest }],
+    };
+    let envelope = sign_manifest(&manifest, keys)?;
 
-    let name = format!("dtma-agent-{version}-x86_64-linux-gnu.tar.gz");
-    let folder = out.join(version);
-    std::fs::create_dir_all(&folder).map_err(ReleaseError::file("make", &folder))?;
+    let folder = out.join(version.to_string());
+    let channels = out.join("channels");
+    for folder in [&folder, &channels] {
+        std::fs::create_dir_all(folder).map_err(ReleaseError::file("make", folder))?;
+    }
     let archive = folder.join(&name);
     write_whole(&archive, &bytes)?;
     write_whole(&folder.join(format!("{name}.sha256")), format!("{sha256}  {name}\n").as_bytes())?;
-    Ok(Release {
-        version: version.to_owned(),
-        archive,
-        sha256,
-        size: bytes.len() as u64,
-        glibc: glibc.map(|(version, _)| version),
-    })
+    // What points to the archive comes after it.
+    write_whole(&out.join(manifest_path(version)), &envelope)?;
+    write_whole(&out.join(channel_path(terms.channel)), &envelope)?;
+    let glibc = glibc.map(|(version, _)| version);
+    Ok(Release { version: version.to_string(), manifest, archive, sha256, size, glibc })
 }
 
-async fn build_agent(workspace: &Workspace, watch: &dyn Watch) -> Result<PathBuf, ReleaseError> {
+async fn build_agent(
+    workspace: &Workspace,
+    version: &Version,
+    keys: &ReleaseKeys,
+    watch: &dyn Watch,
+) -> Result<PathBuf, ReleaseError> {
     let tools = install_zigbuild(workspace, watch).await?;
     let mut path = OsString::from(tools.join("bin"));
     if let Some(rest) = std::env::var_os("PATH") {
@@ -158,14 +331,33 @@ async fn build_agent(workspace: &Workspace, watch: &dyn Watch) -> Result<PathBuf
         path.push(rest);
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-    Job::new(cargo, workspace.local_file("release.log")?)
+    let mut job = Job::new(cargo, workspace.local_file("release.log")?)
         .args(["zigbuild", "--release", "--package", "dtma-agent", "--bin", "dtma-agent", "--target"])
-        .args([format!("{TARGET}.{OLDEST_GLIBC}")])
+        .args([format!("{RUST_TARGET}.{OLDEST_GLIBC}")])
         .env("PATH", path)
-        .in_folder(workspace.root())
-        .run(watch)
-        .await?;
-    Ok(workspace.target().join(TARGET).join("release/dtma-agent"))
+        .env("DTMA_RELEASE_KEYS", keys.public().to_string())
+        .env("RUSTFLAGS", nameless_paths(workspace));
+    if version.to_string() != env!("CARGO_PKG_VERSION") {
+        job = job.env("DTMA_RELEASE_VERSION", version.to_string());
+    }
+    job.in_folder(workspace.root()).run(watch).await?;
+    Ok(workspace.target().join(RUST_TARGET).join("release/dtma-agent"))
+}
+
+/// Where the sources lay must not change the bytes: panics name files.
+fn nameless_paths(workspace: &Workspace) -> OsString {
+    let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
+    let cargo_home = std::env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
+    let rustup_home = std::env::var_os("RUSTUP_HOME").map_or_else(|| home.join(".rustup"), PathBuf::from);
+    let mut flags = OsString::new();
+    for (from, to) in [(workspace.root(), "/dtma"), (&*cargo_home, "/cargo"), (&*rustup_home, "/rustup")] {
+        flags.push(if flags.is_empty() { "" } else { " " });
+        flags.push("--remap-path-prefix=");
+        flags.push(from);
+        flags.push("=");
+        flags.push(to);
+    }
+    flags
 }
 
 /// A Python environment of its own holding the pinned cargo-zigbuild and zig.

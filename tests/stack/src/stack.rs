@@ -23,7 +23,7 @@ use crate::provisioner::Provisioner;
 use crate::ready::{free_port, free_port_at_both, wait_until_ok};
 use crate::record::{self, Record, StackFile};
 use crate::registry::{self, Access};
-use crate::release::ReleaseError;
+use crate::release::{self, ReleaseError};
 use crate::watch::{Unwatched, Watch};
 use crate::workspace::Workspace;
 
@@ -302,6 +302,11 @@ impl Stack {
     pub async fn start_provisioner_with(&self, settings: &BTreeMap<String, String>) -> Result<()> {
         let program = self.workspace.program("dtma-provisioner");
         let url = self.provisioner.url();
+        let keys = release::development_keys(&self.workspace).map_err(|error| StackError::Io {
+            doing: "read the release keys".to_owned(),
+            source: std::io::Error::other(error),
+        })?;
+        let keys = keys.public().to_string();
         let mut env: BTreeMap<String, String> = surroundings(["RUST_LOG"]).into_iter().collect();
         let own = [
             ("LISTEN_ADDRESS", self.gateway.to_string()),
@@ -313,6 +318,7 @@ impl Stack {
             ("DO_API_TOKEN", self.cloud_token.expose().to_owned()),
             ("DATABASE_URL", format!("sqlite://{}", self.folder.join("provisioner.sqlite").display())),
             ("RELEASES_DIR", self.workspace.releases().display().to_string()),
+            ("RELEASE_KEYS", keys),
         ];
         env.extend(own.map(|(name, value)| (name.to_owned(), value)));
         env.extend(self.provisioner_env.clone());

@@ -28,6 +28,11 @@ impl Workspace {
         Self { root, target }
     }
 
+    /// A working tree elsewhere, with a target directory of its own.
+    pub(crate) fn at(root: &Path) -> Self {
+        Self { root: root.to_owned(), target: root.join("target") }
+    }
+
     /// The working tree.
     pub fn root(&self) -> &Path {
         &self.root
@@ -65,6 +70,13 @@ impl Workspace {
     /// Where a program built by [`Workspace::build`] lies.
     pub fn program(&self, name: &str) -> PathBuf {
         self.target.join("debug").join(name)
+    }
+
+    /// [`Workspace::local`], made if needed.
+    pub(crate) fn local_folder(&self) -> Result<PathBuf> {
+        let folder = self.local();
+        std::fs::create_dir_all(&folder).map_err(StackError::io(format!("make {}", folder.display())))?;
+        Ok(folder)
     }
 
     /// `path` under `target/local`, its folder made if needed.

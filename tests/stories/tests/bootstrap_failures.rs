@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use dtma_api::environment::{EnsureRequest, EnvironmentStatus, EnvironmentView};
+use stack::release::{self, Terms};
 use stack::{Stack, Workspace};
 use stories::{AGENT, Story, active, story_options, until};
 
@@ -20,32 +20,11 @@ async fn until_failed(stack: &Stack, limit: Duration) -> Result<EnvironmentView,
 
 /// A release like the real one, whose agent says something and ends.
 fn broken_release(folder: &Path) -> Story {
-    let real = std::fs::read_dir(Workspace::find().releases())?
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .find(|path| path.is_dir())
-        .ok_or("no release has been built")?;
-    let version = real.file_name().ok_or("a release without a name")?;
-    let archive = std::fs::read_dir(&real)?
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "gz"))
-        .ok_or("a release without an archive")?;
-    let unpacked = folder.join("unpacked");
-    let target = folder.join(version);
-    std::fs::create_dir_all(&unpacked)?;
-    std::fs::create_dir_all(&target)?;
-    let script = r#"set -eu
-        tar -C "$1" -xzf "$2"
-        binary=$(find "$1" -name dtma-agent -type f)
-        printf '#!/bin/sh\necho "this release is broken" >&2\nexit 1\n' > "$binary"
-        tar -C "$1" -czf "$3" ."#;
-    let name = archive.file_name().ok_or("an archive without a name")?;
-    let status = Command::new("sh")
-        .args(["-c", script, "sh"])
-        .args([unpacked.as_os_str(), archive.as_os_str(), target.join(name).as_os_str()])
-        .status()?;
-    assert!(status.success(), "making a broken release: {status}");
+    let agent = folder.join("broken-agent");
+    std::fs::write(&agent, "#!/bin/sh\necho 'this release is broken' >&2\nexit 1\n")?;
+    let workspace = Workspace::find();
+    let keys = release::development_keys(&workspace)?;
+    release::pack(&workspace, &Terms::of(&workspace), &agent, &keys, folder)?;
     Ok(())
 }
 

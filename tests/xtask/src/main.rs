@@ -9,7 +9,6 @@ mod release;
 mod terminal;
 mod test;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -46,12 +45,8 @@ enum Task {
     Chaos(chaos::Options),
     /// Give libFuzzer's inputs to everything in the agent that reads bytes from outside
     Fuzz(fuzz::Options),
-    /// Build the agent's release archive into target/dist
-    Release {
-        /// Where to put it instead, as {out}/{version}/
-        #[arg(long)]
-        out: Option<PathBuf>,
-    },
+    /// Build the agent's release, sign it, and put it into target/dist
+    Release(release::Options),
 }
 
 fn main() -> ExitCode {
@@ -76,7 +71,7 @@ fn main() -> ExitCode {
             Task::Up => unless_interrupted(up(&terminal), &terminal).await,
             Task::Down { all } => unless_interrupted(down(all, &terminal), &terminal).await,
             Task::Bench => unless_interrupted(bench::run(&terminal), &terminal).await,
-            Task::Release { out } => unless_interrupted(release::run(out.as_deref(), &terminal), &terminal).await,
+            Task::Release(options) => unless_interrupted(release::run(&options, &terminal), &terminal).await,
             Task::Chaos(options) => chaos::run(&options, &terminal).await,
             Task::Fuzz(options) => fuzz::run(&options, &terminal).await,
         }

@@ -13,6 +13,7 @@ use axum::routing::{get, post};
 use dtma_api::Token;
 use dtma_api::bootstrap::{BootstrapOutcome, BootstrapProgress};
 use dtma_provisioner::user_data::{self, ReleaseRef, UserData};
+use dtma_release::Version;
 use jiff::Timestamp;
 use local_cloud::droplet::DropletId;
 use local_cloud::host::{DockerHost, DockerHostOptions, Host as _, Record};
@@ -20,7 +21,7 @@ use local_cloud::image::PackageSource;
 use secrecy::ExposeSecret as _;
 use stack::Workspace;
 use stack::docker::{Engine, ExecOutput, network_name};
-use stack::release;
+use stack::release::{self, Terms};
 use tokio::sync::watch;
 
 /// The only droplet of a bench.
@@ -174,7 +175,10 @@ fn packed(served: &Served, folder: &Path) -> (String, Option<Bytes>) {
     };
     let agent = folder.join("dtma-agent");
     std::fs::write(&agent, script).unwrap();
-    let release = release::pack(&Workspace::find(), "9.9.9", &agent, folder).unwrap();
+    let workspace = Workspace::find();
+    let terms = Terms { version: Version::new(9, 9, 9), ..Terms::of(&workspace) };
+    let keys = release::development_keys(&workspace).unwrap();
+    let release = release::pack(&workspace, &terms, &agent, &keys, folder).unwrap();
     let archive = Bytes::from(std::fs::read(release.archive).unwrap());
     (if right { release.sha256 } else { zeros }, Some(archive))
 }
