@@ -20,12 +20,9 @@ pub mod reconcile;
 pub mod store;
 pub mod system;
 pub mod update;
+mod version;
 
-/// This agent's version: the workspace's, unless whoever makes the release says another.
-pub const VERSION: &str = match option_env!("DTMA_RELEASE_VERSION") {
-    Some(version) => version,
-    None => env!("CARGO_PKG_VERSION"),
-};
+pub use version::version;
 
 /// The builds of releases this one is of.
 pub const TARGET: &str =

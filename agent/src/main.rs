@@ -24,7 +24,7 @@ use dtma_agent::store::identity::Identity;
 use dtma_agent::store::ledger::Ledger;
 use dtma_agent::store::vault::Vault;
 use dtma_agent::update::{self, Places, Updates};
-use dtma_agent::{TARGET, VERSION, logs, system};
+use dtma_agent::{TARGET, logs, system, version};
 use dtma_api::heartbeat::Heartbeat;
 use jiff::Timestamp;
 use sd_notify::NotifyState;
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
         [] => {}
         [update, words @ ..] if update == "update" => return update::cli::main(words),
         [one] if one == "--version" => {
-            println!("dtma-agent {VERSION} ({TARGET})");
+            println!("dtma-agent {} ({TARGET})", version());
             return ExitCode::SUCCESS;
         }
         [one] if one == "--help" || one == "-h" => {
@@ -166,7 +166,7 @@ async fn run(settings: Settings, logs: logs::LogRing) -> Result<(), Box<dyn Erro
     let listener = kept_socket::listen(settings.port)
         .map_err(|error| format!("port {} could not be had: {error}; set PORT to a free one", settings.port))?;
     let server = Server::on(listener, acceptor, settings.plaintext, http::router(&app), server_state.clone());
-    tracing::info!(version = VERSION, port = settings.port, %pin, "listening");
+    tracing::info!(version = version(), port = settings.port, %pin, "listening");
 
     let reporting = Reporting {
         report: heartbeats(instances.clone(), system, updates.clone(), started_at),
@@ -226,7 +226,7 @@ fn heartbeats(
     started_at: Timestamp,
 ) -> Box<dyn Fn(Option<u64>) -> Heartbeat + Send + Sync> {
     Box::new(move |settings_generation| Heartbeat {
-        dtma_version: VERSION.to_owned(),
+        dtma_version: version().to_owned(),
         system_status: system.borrow().metrics.clone(),
         tool_statuses: instances.tool_statuses(),
         sent_at: Some(Timestamp::now()),

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use dtma_agent::VERSION;
 use dtma_agent::backend::LinkState;
 use dtma_agent::reconcile::Instances;
 use dtma_agent::update::Places;
 use dtma_agent::update::vitals::{EVERY, Vitals};
+use dtma_agent::version;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
@@ -71,7 +71,7 @@ impl VitalSigns {
         };
         Vitals {
             pid: std::process::id(),
-            version: VERSION.to_owned(),
+            version: version().to_owned(),
             written_at: Timestamp::now(),
             port: self.port,
             docker_reachable: self.instances.engine_status().reachable,

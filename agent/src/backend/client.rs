@@ -90,7 +90,7 @@ impl BackendClient {
     /// [`BackendError::Client`].
     pub fn new(base_url: &str, patience: Duration) -> Result<Self, BackendError> {
         let http = reqwest::Client::builder()
-            .user_agent(format!("dtma-agent/{}", crate::VERSION))
+            .user_agent(format!("dtma-agent/{}", crate::version()))
             .timeout(patience)
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_max_idle_per_host(1)

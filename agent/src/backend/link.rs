@@ -244,7 +244,7 @@ async fn enrol(
     let request = EnrolmentRequest {
         certificate_pin: identity.pin(),
         retry_key: identity.retry_key().clone(),
-        agent_version: crate::VERSION.to_owned(),
+        agent_version: crate::version().to_owned(),
     };
     let mut failures = 0;
     loop {

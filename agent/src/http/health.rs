@@ -106,7 +106,7 @@ async fn status(State(app): State<App>, Extension(caller): Extension<Caller>) ->
             success: true,
             status: "running".to_owned(),
             timestamp: Timestamp::now(),
-            version: crate::VERSION.to_owned(),
+            version: crate::version().to_owned(),
             service: "DTMA".to_owned(),
         })
         .into_response()),
@@ -173,7 +173,7 @@ fn render(app: &App, snapshot: &Snapshot) -> Result<Bytes, serde_json::Error> {
         success: true,
         status: "running",
         timestamp: Timestamp::now(),
-        version: crate::VERSION,
+        version: crate::version(),
         service: "DTMA",
         environment: AgentEnvironment {
             has_auth_token: matches!(*parts.link.borrow(), LinkState::Linked { .. }),

@@ -159,7 +159,7 @@ async fn docker_diagnostics(State(app): State<App>) -> Json<DockerDiagnostics> {
 async fn system_diagnostics(State(app): State<App>) -> Json<SystemDiagnostics> {
     let parts = app.parts();
     let agent = AgentProcess {
-        version: crate::VERSION.to_owned(),
+        version: crate::version().to_owned(),
         started_at: parts.started_at,
         resident_bytes: system::resident_bytes(),
         open_connections: parts.server.open_connections() as u64,
@@ -223,7 +223,7 @@ async fn redeploy(State(app): State<App>) -> Result<(StatusCode, Json<Accepted>)
 
 async fn update(State(app): State<App>) -> Result<Json<UpdateAnswer>, ApiError> {
     let update = app.parts().updates.state().ok_or(NotAsked::NoUpdater)?;
-    let (version, target) = (crate::VERSION.to_owned(), crate::TARGET.to_owned());
+    let (version, target) = (crate::version().to_owned(), crate::TARGET.to_owned());
     Ok(Json(UpdateAnswer { success: true, version, target, update }))
 }
 

@@ -27,7 +27,13 @@ fn exposition(app: &App) -> String {
     let parts = app.parts();
     let snapshot = parts.instances.snapshot();
     let mut page = Page::default();
-    page.one("dtma_build_info", "gauge", "Always 1; the version is in the label", &[("version", crate::VERSION)], 1.0);
+    page.one(
+        "dtma_build_info",
+        "gauge",
+        "Always 1; the version is in the label",
+        &[("version", crate::version())],
+        1.0,
+    );
     page.one(
         "dtma_started_at_seconds",
         "gauge",

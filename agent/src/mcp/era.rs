@@ -11,7 +11,7 @@ pub(super) const MODERN: &str = "2026-07-28";
 
 /// The agent, as a client.
 pub(super) fn client_info() -> Value {
-    json!({ "name": "dtma-agent", "version": crate::VERSION })
+    json!({ "name": "dtma-agent", "version": crate::version() })
 }
 
 /// What every request of the newer era has as its `_meta`.

@@ -95,7 +95,7 @@ impl Updates {
             tracing::warn!(desired, "the backend wants a version that is none");
             return;
         };
-        if !due(&version, crate::VERSION, &state, Timestamp::now()) {
+        if !due(&version, crate::version(), &state, Timestamp::now()) {
             return;
         }
         match self.ask(Some(version)) {

@@ -30,6 +30,11 @@ const RUST_TARGET: &str = "x86_64-unknown-linux-gnu";
 const CARGO_ZIGBUILD: &str = "cargo-zigbuild==0.24.0";
 const ZIGLANG: &str = "ziglang==0.15.2";
 
+const ELF: &[u8] = b"\x7fELF";
+/// As in `agent/src/version.rs`.
+const MARK: &[u8] = b"\x01dtma-agent-version\x02";
+const STAMP_LENGTH: usize = 64;
+
 const UNITS: [&str; 6] = [
     "dtma-agent.service",
     "dtma-metadata-guard.service",
@@ -145,6 +150,9 @@ pub enum ReleaseError {
     /// Signing failed.
     #[error("cannot sign the release")]
     Sign(#[from] SignError),
+    /// The program isn't an agent.
+    #[error("the program has no room for a version, or more than one; is it the agent?")]
+    NoStamp,
     /// Built twice, it wasn't the same.
     #[error(
         "built again from the index in another folder it has SHA-256 {second}, not {first}; commit or add what was changed, or find what differs"
@@ -210,7 +218,7 @@ pub async fn make(
     out: Option<&Path>,
     watch: &dyn Watch,
 ) -> Result<Release, ReleaseError> {
-    let agent = build_agent(workspace, &terms.version, keys, watch).await?;
+    let agent = build_agent(workspace, keys, watch).await?;
     let out = out.map_or_else(|| workspace.releases(), Path::to_path_buf);
     pack(workspace, terms, &agent, keys, &out)
 }
@@ -268,7 +276,7 @@ pub fn pack_with(
     out: &Path,
 ) -> Result<Release, ReleaseError> {
     let version = &terms.version;
-    let program = read(agent)?;
+    let mut program = read(agent)?;
     let glibc = newest_glibc(&program, agent)?;
     if let Some((found, symbol)) = &glibc
         && *found > OLDEST_GLIBC
@@ -276,6 +284,9 @@ pub fn pack_with(
         return Err(ReleaseError::GlibcTooNew { found: *found, symbol: symbol.clone() });
     }
 
+    if program.starts_with(ELF) {
+        stamp(&mut program, version)?;
+    }
     let packaging = workspace.root().join("packaging");
     let mut entries = vec![
         ("VERSION", 0o644, format!("{version}\n").into_bytes()),
@@ -318,12 +329,7 @@ pub fn pack_with(
     Ok(Release { version: version.to_string(), manifest, archive, sha256, size, glibc })
 }
 
-async fn build_agent(
-    workspace: &Workspace,
-    version: &Version,
-    keys: &ReleaseKeys,
-    watch: &dyn Watch,
-) -> Result<PathBuf, ReleaseError> {
+async fn build_agent(workspace: &Workspace, keys: &ReleaseKeys, watch: &dyn Watch) -> Result<PathBuf, ReleaseError> {
     let tools = install_zigbuild(workspace, watch).await?;
     let mut path = OsString::from(tools.join("bin"));
     if let Some(rest) = std::env::var_os("PATH") {
@@ -331,16 +337,15 @@ async fn build_agent(
         path.push(rest);
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-    let mut job = Job::new(cargo, workspace.local_file("release.log")?)
+    Job::new(cargo, workspace.local_file("release.log")?)
         .args(["zigbuild", "--release", "--package", "dtma-agent", "--bin", "dtma-agent", "--target"])
         .args([format!("{RUST_TARGET}.{OLDEST_GLIBC}")])
         .env("PATH", path)
         .env("DTMA_RELEASE_KEYS", keys.public().to_string())
-        .env("RUSTFLAGS", nameless_paths(workspace));
-    if version.to_string() != env!("CARGO_PKG_VERSION") {
-        job = job.env("DTMA_RELEASE_VERSION", version.to_string());
-    }
-    job.in_folder(workspace.root()).run(watch).await?;
+        .env("RUSTFLAGS", nameless_paths(workspace))
+        .in_folder(workspace.root())
+        .run(watch)
+        .await?;
     Ok(workspace.target().join(RUST_TARGET).join("release/dtma-agent"))
 }
 
@@ -378,10 +383,28 @@ async fn install_zigbuild(workspace: &Workspace, watch: &dyn Watch) -> Result<Pa
     Ok(folder)
 }
 
+/// Writes the version into the program, where `agent/src/version.rs` has left room for it.
+///
+/// # Errors
+/// When there isn't exactly one such room, or it is too small.
+pub fn stamp(program: &mut [u8], version: &Version) -> Result<(), ReleaseError> {
+    let version = version.to_string();
+    let mut places = program.windows(MARK.len()).enumerate().filter(|(_, bytes)| *bytes == MARK).map(|(at, _)| at);
+    let (place, another) = (places.next(), places.next());
+    let room = place.filter(|_| another.is_none()).and_then(|at| program.get_mut(at + MARK.len()..at + STAMP_LENGTH));
+    // One zero stays at the end.
+    let room = room.filter(|room| version.len() < room.len()).ok_or(ReleaseError::NoStamp)?;
+    room.fill(0);
+    for (place, byte) in room.iter_mut().zip(version.bytes()) {
+        *place = byte;
+    }
+    Ok(())
+}
+
 /// The newest glibc version among the symbols the program wants from shared libraries, with one symbol of it.
 fn newest_glibc(program: &[u8], path: &Path) -> Result<Option<(Glibc, String)>, ReleaseError> {
     let unreadable = |source| ReleaseError::Symbols { path: path.to_path_buf(), source };
-    if !program.starts_with(b"\x7fELF") {
+    if !program.starts_with(ELF) {
         return Ok(None); // a script, packed by a test
     }
     let file = ElfBytes::<AnyEndian>::minimal_parse(program).map_err(unreadable)?;
@@ -484,6 +507,24 @@ mod tests {
         assert!(version >= Glibc { major: 2, minor: 2 }, "{version} {symbol}");
         assert_eq!(newest_glibc(b"#!/bin/sh", Path::new("x")).unwrap(), None);
         assert!(matches!(newest_glibc(b"\x7fELF, but no more", Path::new("x")), Err(ReleaseError::Symbols { .. })));
+    }
+
+    #[test]
+    fn a_version_is_stamped_where_there_is_room_for_it_and_only_there() {
+        let version = |text: &str| Version::parse(text).unwrap();
+        let mut program = [b"before", MARK, b"0.1.0", &[0; 39], b"after"].concat();
+        stamp(&mut program, &version("12.0.0-rc.1")).unwrap();
+        assert_eq!(program, [b"before", MARK, b"12.0.0-rc.1", &[0; 33], b"after"].concat());
+        stamp(&mut program, &version("0.1.1")).unwrap();
+        assert_eq!(program, [b"before", MARK, b"0.1.1", &[0; 39], b"after"].concat());
+
+        let long = version(&format!("1.0.0-{}", "x".repeat(60)));
+        let mut twice = [&*program, &*program].concat();
+        let mut cut = program.get(..40).unwrap().to_vec();
+        assert!(matches!(stamp(&mut program, &long), Err(ReleaseError::NoStamp)));
+        for wrong in [&mut b"no agent".to_vec(), &mut twice, &mut cut] {
+            assert!(matches!(stamp(wrong, &version("1.0.0")), Err(ReleaseError::NoStamp)));
+        }
     }
 
     #[test]

@@ -195,7 +195,7 @@ impl Document {
         }
         json!({
             "openapi": "3.1.0",
-            "info": { "title": "dtma-agent", "version": crate::VERSION, "description": ABOUT },
+            "info": { "title": "dtma-agent", "version": crate::version(), "description": ABOUT },
             "paths": self.paths,
             "components": {
                 "schemas": schemas,
