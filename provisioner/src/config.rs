@@ -7,9 +7,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use dtma_api::TokenHash;
+use dtma_release::{PublicKeys, Version};
 use secrecy::SecretString;
 
 use crate::environment::DropletSpec;
+use crate::releases::Trust;
 
 /// A shared secret shorter than this can be guessed.
 const SECRET_LENGTH: usize = 32;
@@ -37,8 +39,11 @@ pub struct Settings {
     pub public_url: String,
     /// Releases of the agent (`RELEASES_DIR`).
     pub releases_dir: PathBuf,
-    /// The version new droplets get (`AGENT_VERSION`); the newest when absent.
-    pub agent_version: Option<String>,
+    /// What makes an archive there a release (`RELEASE_KEYS`): the makers' public keys, 64 hexadecimal digits each, separated by commas;
+    /// or the word `unsigned`, for development only. There is no default: forgetting it must not switch the check off.
+    pub release_trust: Trust,
+    /// The version new droplets get (`AGENT_VERSION`); when absent, the one last rolled out, else channel stable's, else the newest.
+    pub agent_version: Option<Version>,
     /// Tag of every droplet of this provisioner (`FLEET_TAG`); no other provisioner with the same cloud account may have it.
     pub fleet_tag: String,
     /// From asking for a droplet to its agent's first heartbeat (`BOOTSTRAP_DEADLINE_SECONDS` 900).
@@ -159,6 +164,21 @@ impl<L: Fn(&str) -> Option<String>> Reader<L> {
         value
     }
 
+    fn release_trust(&mut self) -> Trust {
+        let problem = match self.text("RELEASE_KEYS") {
+            None => "is missing: name the public keys that releases are signed with, 64 hexadecimal digits each, separated by commas; \
+                     or say `unsigned` to install whatever lies in RELEASES_DIR, for development only"
+                .to_owned(),
+            Some(text) if text == "unsigned" => return Trust::Unsigned,
+            Some(text) => match PublicKeys::parse(&text) {
+                Ok(keys) => return Trust::Signed(keys),
+                Err(error) => format!("can't be used: {error}"),
+            },
+        };
+        self.fault("RELEASE_KEYS", &problem);
+        Trust::Unsigned
+    }
+
     fn supabase(&mut self) -> Option<Supabase> {
         let (url, key) = (self.text("SUPABASE_URL"), self.text("SUPABASE_SERVICE_ROLE_KEY"));
         match (url, key) {
@@ -212,10 +232,21 @@ impl Settings {
         if reader.text("DTMA_DOCKER_IMAGE_URL").is_some() {
             notes.push("DTMA_DOCKER_IMAGE_URL is not used: the agent is a binary from RELEASES_DIR now".to_owned());
         }
-        let agent_version = reader.text("AGENT_VERSION");
-        if agent_version.as_deref().is_some_and(|version| !is_word(version)) {
-            reader.fault("AGENT_VERSION", "must be a version such as 1.2.3");
+        let release_trust = reader.release_trust();
+        if matches!(release_trust, Trust::Unsigned) {
+            notes.push(
+                "RELEASE_KEYS is `unsigned`: whoever can write to RELEASES_DIR decides what runs on new droplets, and agents can't be \
+                 updated from here"
+                    .to_owned(),
+            );
         }
+        let agent_version = reader.text("AGENT_VERSION").and_then(|text| {
+            let version = Version::parse(&text).ok();
+            if version.is_none() {
+                reader.fault("AGENT_VERSION", "must be a version such as 1.2.3");
+            }
+            version
+        });
         let address: IpAddr = reader.number("LISTEN_ADDRESS", IpAddr::from([0, 0, 0, 0]), "an IP address");
         let port = reader.number("PORT", 3000_u16, "a port number, 1 to 65535");
         let settings = Self {
@@ -236,6 +267,7 @@ impl Settings {
             database_url: reader.database(),
             public_url: reader.url("PUBLIC_URL", &public_url),
             releases_dir: reader.text("RELEASES_DIR").unwrap_or_else(|| "releases".to_owned()).into(),
+            release_trust,
             agent_version,
             fleet_tag,
             bootstrap_deadline: reader.seconds("BOOTSTRAP_DEADLINE_SECONDS", 900),
@@ -296,7 +328,9 @@ fn dotenv(content: std::io::Result<String>) -> Result<HashMap<String, String>, I
 mod tests {
     use super::*;
 
-    const GOOD: [(&str, &str); 4] = [
+    const KEY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    const GOOD: [(&str, &str); 5] = [
+        ("RELEASE_KEYS", KEY),
         ("INTERNAL_API_SECRET", "internal-internal-internal-internal"),
         ("BACKEND_TO_DTMA_API_KEY", "fleet-fleet-fleet-fleet-fleet-fleet"),
         ("DO_API_TOKEN", "cloud-token"),
@@ -309,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn four_variables_are_enough() {
+    fn five_variables_are_enough() {
         let settings = read(&[]).unwrap();
         assert_eq!(settings.listen.to_string(), "0.0.0.0:3000");
         assert_eq!(settings.public_url, "https://provisioner.example");
@@ -330,6 +364,8 @@ mod tests {
             ("DO_DEFAULT_REGION", "nyc 3"),
             ("SUPABASE_URL", "https://x.supabase.co"),
             ("LOG_FORMAT", "xml"),
+            ("AGENT_VERSION", "latest"),
+            ("RELEASE_KEYS", "abc"),
             ("DATABASE_URL", "postgres://u:p4ss@h/db"),
         ])
         .unwrap_err();
@@ -343,11 +379,22 @@ mod tests {
             "DO_DEFAULT_REGION",
             "SUPABASE_SERVICE_ROLE_KEY",
             "LOG_FORMAT",
+            "AGENT_VERSION",
+            "RELEASE_KEYS",
             "DATABASE_URL",
         ] {
             assert_eq!(faults.iter().filter(|fault| fault.starts_with(name)).count(), 1, "{name}: {faults:?}");
         }
         assert!(!faults.iter().any(|fault| fault.contains("hunter2") || fault.contains("p4ss")), "{faults:?}");
+    }
+
+    #[test]
+    fn releases_are_checked_unless_somebody_says_in_so_many_words_that_they_are_not() {
+        assert!(matches!(read(&[]).unwrap().release_trust, Trust::Signed(_)));
+        let missing = read(&[("RELEASE_KEYS", "")]).unwrap_err().to_string();
+        assert!(missing.contains("RELEASE_KEYS is missing") && missing.contains("unsigned"), "{missing}");
+        let unsigned = read(&[("RELEASE_KEYS", "unsigned")]).unwrap();
+        assert!(matches!(unsigned.release_trust, Trust::Unsigned) && unsigned.notes[0].contains("RELEASE_KEYS"));
     }
 
     #[test]

@@ -108,7 +108,7 @@ fn routes() -> Vec<Route> {
         route("post", "/agent/v1/heartbeat", false, post(agent::heartbeat)),
         route("post", "/agent/v1/bootstrap-progress", false, post(agent::bootstrap_progress)),
         route("post", "/agent/v1/fetch-tool-secrets", false, post(agent::fetch_tool_secrets)),
-        route("get", "/agent/v1/releases/{version}/{file}", false, get(agent::release)),
+        route("get", "/agent/v1/releases/{folder}/{file}", false, get(agent::release)),
     ]
 }
 

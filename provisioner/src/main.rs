@@ -71,7 +71,12 @@ async fn serve(settings: Settings) -> Result<(), Failed> {
     let agent_settings = agent_settings(&settings, store.as_ref()).await?;
     let board = Arc::new(Board::open(Arc::clone(&store), Timestamp::now()).await?);
     let (heartbeats, heartbeat_writer) = Heartbeats::start(Arc::clone(&store), Arc::clone(&metrics));
-    let releases = Arc::new(Releases::new(settings.releases_dir, settings.agent_version, settings.public_url.clone()));
+    let releases = Arc::new(Releases::new(
+        settings.releases_dir,
+        settings.release_trust,
+        settings.agent_version,
+        settings.public_url.clone(),
+    ));
     match releases.current().await {
         Ok(release) => {
             tracing::info!(version = release.version, sha256 = release.sha256, "new droplets get this release")

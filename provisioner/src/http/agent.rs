@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use dtma_api::bootstrap::BootstrapProgress;
@@ -104,16 +104,29 @@ pub(super) async fn fetch_tool_secrets(State(app): State<App>, headers: HeaderMa
     Err(ApiError::NoToolSecrets)
 }
 
-/// No credential: whoever has the source can build it, and the digest in the user data is what makes it trusted.
+/// No credential: whoever has the source can build it, and the makers' signature is what makes it trusted.
 pub(super) async fn release(
     State(app): State<App>,
-    Path((version, file)): Path<(String, String)>,
+    Path((folder, file)): Path<(String, String)>,
+    headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let path = app.releases.file(&version, &file).ok_or(ApiError::NoReleaseFile)?;
+    let path = app.releases.file(&folder, &file).ok_or(ApiError::NoReleaseFile)?;
     let opened = tokio::fs::File::open(path).await.map_err(ApiError::ReleaseFile)?;
-    let length = opened.metadata().await.map_err(ApiError::ReleaseFile)?.len();
-    let headers = [(CONTENT_TYPE, "application/octet-stream".to_owned()), (CONTENT_LENGTH, length.to_string())];
-    Ok((headers, Body::from_stream(ReaderStream::with_capacity(opened, 1 << 16))).into_response())
+    let data = opened.metadata().await.map_err(ApiError::ReleaseFile)?;
+    let changed = data.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+    let tag = format!("\"{:x}-{:x}\"", data.len(), changed.unwrap_or_default().as_nanos());
+    // A manifest is signed anew while its archive stays as it is; neither may be an old one for longer than it takes to ask.
+    let (kind, caching) = if file.ends_with(".json") {
+        ("application/json", "no-cache")
+    } else {
+        ("application/octet-stream", "public, max-age=300")
+    };
+    let described = [(ETAG, tag.clone()), (CACHE_CONTROL, caching.to_owned())];
+    if headers.get(IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag.as_bytes()) {
+        return Ok((StatusCode::NOT_MODIFIED, described).into_response());
+    }
+    let content = [(CONTENT_TYPE, kind.to_owned()), (CONTENT_LENGTH, data.len().to_string())];
+    Ok((described, content, Body::from_stream(ReaderStream::with_capacity(opened, 1 << 16))).into_response())
 }
 
 async fn by_token(app: &App, token_hash: TokenHash) -> Result<Environment, ApiError> {

@@ -14,6 +14,8 @@ mod http_shape;
 mod kills;
 mod listener;
 mod plan_properties;
+mod releases;
 mod rig;
+mod signed;
 mod store;
 mod trouble;

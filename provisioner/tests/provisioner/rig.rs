@@ -20,7 +20,7 @@ use dtma_provisioner::metrics::Metrics;
 use dtma_provisioner::owners::Owners;
 use dtma_provisioner::reconcile::plan::Policy;
 use dtma_provisioner::reconcile::{Pace, Reconciler};
-use dtma_provisioner::releases::Releases;
+use dtma_provisioner::releases::{Releases, Trust};
 use dtma_provisioner::store::Store;
 use dtma_provisioner::store::sqlite::SqliteStore;
 use http_body_util::BodyExt;
@@ -119,7 +119,7 @@ impl Rig {
             std::fs::write(releases.join("1.2.3/dtma-agent-1.2.3-x86_64-linux-gnu.tar.gz"), "archive").unwrap();
         }
         let public_url = "http://provisioner.test:3000".to_owned();
-        let releases = Arc::new(Releases::new(releases, None, public_url.clone()));
+        let releases = Arc::new(Releases::new(releases, Trust::Unsigned, None, public_url.clone()));
         let metrics = Arc::new(Metrics::default());
         let board = Arc::new(Board::open(Arc::clone(&store), Timestamp::now()).await.unwrap());
         let (heartbeats, _) = Heartbeats::start(Arc::clone(&store), Arc::clone(&metrics));
