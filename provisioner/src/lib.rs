@@ -16,5 +16,6 @@ pub mod reconcile;
 pub mod releases;
 pub mod requests;
 pub mod roll;
+pub mod rollout;
 pub mod store;
 pub mod user_data;
