@@ -17,5 +17,6 @@ pub mod releases;
 pub mod requests;
 pub mod roll;
 pub mod rollout;
+pub mod rollouts;
 pub mod store;
 pub mod user_data;

@@ -19,8 +19,9 @@ use dtma_provisioner::owners::supabase::SupabaseOwners;
 use dtma_provisioner::reconcile::plan::Policy;
 use dtma_provisioner::reconcile::{Pace, Reconciler};
 use dtma_provisioner::releases::Releases;
-use dtma_provisioner::store::Store;
+use dtma_provisioner::rollouts::{RolloutPace, RolloutParts, Rollouts};
 use dtma_provisioner::store::sqlite::SqliteStore;
+use dtma_provisioner::store::{RolloutStore, Store};
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -77,6 +78,16 @@ async fn serve(settings: Settings) -> Result<(), Failed> {
         settings.agent_version,
         settings.public_url.clone(),
     ));
+    let rollouts = Arc::new(
+        Rollouts::open(RolloutParts {
+            store: Arc::clone(&sqlite) as Arc<dyn RolloutStore>,
+            board: Arc::clone(&board),
+            releases: Arc::clone(&releases),
+            metrics: Arc::clone(&metrics),
+            pace: RolloutPace::default(),
+        })
+        .await?,
+    );
     match releases.current().await {
         Ok(release) => {
             tracing::info!(version = release.version, sha256 = release.sha256, "new droplets get this release")
@@ -111,11 +122,14 @@ async fn serve(settings: Settings) -> Result<(), Failed> {
         metrics: Arc::clone(&metrics),
     };
     let reconciling = reconciler.start(&stop);
+    let rolling = rollouts.start(&stop);
     let app = App::new(Parts {
         board,
         accounts: Accounts { store, owners },
         heartbeats,
         releases,
+        rollouts,
+        silent_after_seconds: settings.unresponsive_after.as_secs(),
         metrics,
         internal_secret: settings.internal_secret,
         spec: settings.spec,
@@ -130,6 +144,7 @@ async fn serve(settings: Settings) -> Result<(), Failed> {
     stop.cancel();
     serving.await?;
     reconciling.await?;
+    rolling.await?;
     // Its handles went with the server, unless a request is stuck; then what waits is lost, and agents report again.
     if tokio::time::timeout(LAST_WRITES, heartbeat_writer).await.is_err() {
         tracing::warn!("some heartbeats were not written");

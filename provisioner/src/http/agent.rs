@@ -73,11 +73,13 @@ pub(super) async fn heartbeat(State(app): State<App>, headers: HeaderMap, body: 
     if member.heard(now) {
         app.board.change(member.environment, now, |environment| environment.heard(now)).await?;
     }
-    if heartbeat.settings_generation.is_some_and(|generation| generation < app.agent_settings.generation) {
-        let directives = Directives { settings: Some(app.agent_settings.clone()), ..Directives::default() };
-        return Ok(Json(directives).into_response());
+    let newer = |generation| generation < app.agent_settings.generation;
+    let settings = heartbeat.settings_generation.is_some_and(newer).then(|| app.agent_settings.clone());
+    let desired_version = app.rollouts.heard(&member, heartbeat.into(), now).map(|version| version.to_string());
+    if settings.is_none() && desired_version.is_none() {
+        return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    Ok(StatusCode::NO_CONTENT.into_response())
+    Ok(Json(Directives { settings, desired_version, ..Directives::default() }).into_response())
 }
 
 pub(super) async fn bootstrap_progress(

@@ -97,8 +97,9 @@ impl Fleet {
 
     /// Those who are told.
     fn told(&self) -> BTreeSet<EnvironmentId> {
-        let orders = Orders::new(Some(&self.rollout), None, &HashMap::new());
-        let told = |(id, seen): (&EnvironmentId, &Seen)| orders.for_agent(*id, seen.report.as_ref()?).map(|_| *id);
+        let orders = Orders::new(Some(&self.rollout), None, true, &HashMap::new());
+        let told =
+            |(id, seen): (&EnvironmentId, &Seen)| orders.for_agent(*id, seen.report.as_ref()?, self.now).map(|_| *id);
         self.seen.iter().filter_map(told).collect()
     }
 
@@ -327,8 +328,8 @@ fn nobody_is_told_a_lower_version_and_whoever_is_ahead_is_done() {
     assert_eq!(fleet.standing(id(1)), &Standing::Ahead);
     fleet.update(12);
     assert_eq!(fleet.status(), "completed");
-    let orders = Orders::new(None, Some(&fleet.rollout), &HashMap::new());
-    assert_eq!(orders.for_agent(id(1), fleet.seen[&id(1)].report.as_ref().unwrap()), None);
+    let orders = Orders::new(None, Some(&fleet.rollout), true, &HashMap::new());
+    assert_eq!(orders.for_agent(id(1), fleet.seen[&id(1)].report.as_ref().unwrap(), fleet.now), None);
 }
 
 #[test]
@@ -370,8 +371,8 @@ fn environments_that_come_are_in_the_last_wave_and_those_that_go_are_not_waited_
     assert_eq!(fleet.status(), "completed");
     // Who comes after that is told as well.
     let late = Report { dtma_version: "1.0.0".to_owned(), update: None };
-    let orders = Orders::new(None, Some(&fleet.rollout), &HashMap::new());
-    assert_eq!(orders.for_agent(id(100), &late).as_deref(), Some(&Version::new(1, 1, 0)));
+    let orders = Orders::new(None, Some(&fleet.rollout), true, &HashMap::new());
+    assert_eq!(orders.for_agent(id(100), &late, fleet.now).as_deref(), Some(&Version::new(1, 1, 0)));
 }
 
 #[test]
@@ -422,10 +423,10 @@ fn a_pin_is_told_whatever_the_fleet_is_told_and_the_excluded_nothing() {
     let pin = Preference { pin: Some(Version::new(1, 0, 5)), excluded: false };
     let excluded = Preference { pin: None, excluded: true };
     let preferences = HashMap::from([(id(1), pin), (id(2), excluded), (id(3), Preference::default())]);
-    let orders = Orders::new(None, Some(&completed), &preferences);
+    let orders = Orders::new(None, Some(&completed), true, &preferences);
     let told = |number| {
         let report = Report { dtma_version: "1.0.0".to_owned(), update: None };
-        orders.for_agent(id(number), &report).map(|version| version.to_string())
+        orders.for_agent(id(number), &report, fleet.now).map(|version| version.to_string())
     };
     assert_eq!([told(1), told(2), told(3)], [Some("1.0.5".to_owned()), None, Some("1.1.0".to_owned())]);
 }
