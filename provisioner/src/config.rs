@@ -75,6 +75,15 @@ pub struct Supabase {
     pub key: SecretString,
 }
 
+/// What the command line needs to reach the running provisioner.
+#[derive(Debug)]
+pub struct OperatorSettings {
+    /// Where it is (`PROVISIONER_URL`; `http://{LISTEN_ADDRESS}:{PORT}` on this machine when absent).
+    pub url: String,
+    /// The internal API's secret (`INTERNAL_API_SECRET`).
+    pub secret: SecretString,
+}
+
 /// All that is wrong with the settings.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the settings can't be used:\n  {}", .0.join("\n  "))]
@@ -286,17 +295,51 @@ impl Settings {
         if reader.faults.is_empty() { Ok(settings) } else { Err(InvalidSettings(reader.faults)) }
     }
 
-    /// Reads the settings of this process: its environment, and where that says nothing, `.env` in the working directory, unless
-    /// `NODE_ENV` or `DTMA_ENV` is `production`.
+    /// Reads the settings of this process, as [`lookup_of_process`] finds them.
     ///
     /// # Errors
     /// As [`Self::read`]; also when `.env` is there and can't be read.
     pub fn of_process() -> Result<Self, InvalidSettings> {
-        let production =
-            ["DTMA_ENV", "NODE_ENV"].iter().any(|name| std::env::var(name).is_ok_and(|v| v == "production"));
-        let file = if production { HashMap::new() } else { dotenv(std::fs::read_to_string(".env"))? };
-        Self::read(|name| std::env::var(name).ok().or_else(|| file.get(name).cloned()))
+        Self::read(lookup_of_process()?)
     }
+}
+
+impl OperatorSettings {
+    /// Reads the settings through `lookup`, which answers a variable's value.
+    ///
+    /// # Errors
+    /// Every fault at once, each with its variable's name.
+    pub fn read(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, InvalidSettings> {
+        let mut reader = Reader { lookup, faults: Vec::new() };
+        let secret = reader.required("INTERNAL_API_SECRET", "the secret the provisioner runs with");
+        let address: IpAddr = reader.number("LISTEN_ADDRESS", IpAddr::from([0, 0, 0, 0]), "an IP address");
+        let port = reader.number("PORT", 3000_u16, "a port number, 1 to 65535");
+        let address = match address {
+            IpAddr::V4(any) if any.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
+            IpAddr::V6(any) if any.is_unspecified() => IpAddr::from(std::net::Ipv6Addr::LOCALHOST),
+            one => one,
+        };
+        let here = format!("http://{}", SocketAddr::new(address, port));
+        let url = reader.text("PROVISIONER_URL").unwrap_or(here);
+        let settings = Self { url: reader.url("PROVISIONER_URL", &url), secret: SecretString::from(secret) };
+        if reader.faults.is_empty() { Ok(settings) } else { Err(InvalidSettings(reader.faults)) }
+    }
+
+    /// Reads the settings of this process, as the server reads its own.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; also when `.env` is there and can't be read.
+    pub fn of_process() -> Result<Self, InvalidSettings> {
+        Self::read(lookup_of_process()?)
+    }
+}
+
+/// What this process was told: its environment, and where that says nothing, `.env` in the working directory, unless `NODE_ENV` or
+/// `DTMA_ENV` is `production`.
+fn lookup_of_process() -> Result<impl Fn(&str) -> Option<String>, InvalidSettings> {
+    let production = ["DTMA_ENV", "NODE_ENV"].iter().any(|name| std::env::var(name).is_ok_and(|v| v == "production"));
+    let file = if production { HashMap::new() } else { dotenv(std::fs::read_to_string(".env"))? };
+    Ok(move |name: &str| std::env::var(name).ok().or_else(|| file.get(name).cloned()))
 }
 
 /// `NAME=value` lines; `export`, comments and matching quotes are understood, nothing else is expanded.
@@ -402,6 +445,19 @@ mod tests {
         assert!(read(&[("DTMA_DOCKER_IMAGE_URL", "x/y")]).unwrap().notes[0].contains("DTMA_DOCKER_IMAGE_URL"));
         let refused = read(&[("DATABASE_URL", "postgresql://h/db")]).unwrap_err().to_string();
         assert!(refused.contains("SQLite only"), "{refused}");
+    }
+
+    #[test]
+    fn the_command_line_finds_the_provisioner_of_this_machine_unless_told_otherwise() {
+        let read = |changes: &[(&str, &str)]| {
+            let values: HashMap<&str, &str> = [("INTERNAL_API_SECRET", "s")].iter().chain(changes).copied().collect();
+            OperatorSettings::read(|name| values.get(name).map(|value| (*value).to_owned()))
+        };
+        assert_eq!(read(&[]).unwrap().url, "http://127.0.0.1:3000");
+        assert_eq!(read(&[("PORT", "81"), ("LISTEN_ADDRESS", "::")]).unwrap().url, "http://[::1]:81");
+        assert_eq!(read(&[("LISTEN_ADDRESS", "192.0.2.1")]).unwrap().url, "http://192.0.2.1:3000");
+        assert_eq!(read(&[("PROVISIONER_URL", "https://p.example/")]).unwrap().url, "https://p.example");
+        assert!(read(&[("INTERNAL_API_SECRET", "")]).unwrap_err().to_string().contains("INTERNAL_API_SECRET"));
     }
 
     #[test]

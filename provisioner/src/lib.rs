@@ -11,6 +11,7 @@ pub mod environment;
 pub mod heartbeats;
 pub mod http;
 pub mod metrics;
+pub mod operator;
 pub mod owners;
 pub mod reconcile;
 pub mod releases;

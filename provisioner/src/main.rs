@@ -1,19 +1,22 @@
-//! `dtma-provisioner`: reads its settings, wires the parts, serves until told to end.
+//! `dtma-provisioner`: reads its settings, wires the parts, serves until told to end. `dtma-provisioner rollout …` steers one that runs.
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::Parser as _;
 use dtma_api::enrolment::AgentSettings;
 use dtma_provisioner::accounts::Accounts;
 use dtma_provisioner::board::Board;
 use dtma_provisioner::cloud::digitalocean::DigitalOcean;
-use dtma_provisioner::config::Settings;
+use dtma_provisioner::config::{OperatorSettings, Settings};
 use dtma_provisioner::heartbeats::Heartbeats;
 use dtma_provisioner::http::server::{Limits, Server};
 use dtma_provisioner::http::{App, Parts, router};
 use dtma_provisioner::metrics::Metrics;
+use dtma_provisioner::operator::client::Client;
+use dtma_provisioner::operator::{self, RolloutCommand};
 use dtma_provisioner::owners::Owners;
 use dtma_provisioner::owners::supabase::SupabaseOwners;
 use dtma_provisioner::reconcile::plan::Policy;
@@ -32,8 +35,50 @@ type Failed = Box<dyn std::error::Error + Send + Sync>;
 /// Heartbeats that are not on disk when the process is told to end get this long.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
+/// Makes sure an account has exactly one droplet with a working agent on it. Serves when no command is given; settings are read from the
+/// environment
+#[derive(clap::Parser)]
+#[command(name = "dtma-provisioner", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Steer updates of the agents; needs INTERNAL_API_SECRET, and PROVISIONER_URL or PORT where the provisioner isn't at port 3000 here
+    #[command(subcommand)]
+    Rollout(RolloutCommand),
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
+    // Only fails when a provider is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match Arguments::parse().command {
+        None => begin().await,
+        Some(Command::Rollout(command)) => steer(command).await,
+    }
+}
+
+async fn steer(command: RolloutCommand) -> ExitCode {
+    let settings = match OperatorSettings::of_process() {
+        Ok(settings) => settings,
+        Err(invalid) => {
+            eprintln!("{invalid}");
+            return ExitCode::from(2);
+        }
+    };
+    match Client::new(settings.url, settings.secret) {
+        Ok(client) => operator::run(command, &client).await,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn begin() -> ExitCode {
     // A bad setting ends the process before anything is bound or written.
     let settings = match Settings::of_process() {
         Ok(settings) => settings,
@@ -60,8 +105,6 @@ fn log_to_stderr(json: bool) {
 }
 
 async fn serve(settings: Settings) -> Result<(), Failed> {
-    // Only fails when a provider is installed already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     for note in &settings.notes {
         tracing::warn!("{note}");
     }

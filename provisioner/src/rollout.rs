@@ -5,7 +5,7 @@
 //! that does so before any agent is told.
 
 mod judge;
-mod operator;
+
 mod orders;
 mod report;
 mod step;
@@ -13,6 +13,7 @@ mod step;
 mod tests;
 mod view;
 mod waves;
+mod wishes;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,12 +27,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub use operator::Impossible;
 pub use orders::Orders;
 pub use report::Report;
 pub use step::Step;
 pub use view::{AgentView, RolloutAnswer, RolloutList, RolloutView, StartRequest, WaveView};
 pub use waves::Candidate;
+pub use wishes::Impossible;
 
 /// Which rollout. Later ones have higher ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
