@@ -6,17 +6,19 @@ use axum::extract::State;
 use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use dtma_api::bootstrap::BootstrapProgress;
+use dtma_api::bootstrap::{BootstrapOutcome, BootstrapProgress};
 use dtma_api::enrolment::{EnrolmentAnswer, EnrolmentRequest};
 use dtma_api::failure::Fault;
-use dtma_api::heartbeat::{Directives, Heartbeat};
+use dtma_api::heartbeat::Directives;
 use dtma_api::{Token, TokenHash};
 use jiff::Timestamp;
+use serde::Deserialize;
 use tokio_util::io::ReaderStream;
 
 use super::extract::{Path, Unread};
 use super::{ApiError, App, bearer, parse};
 use crate::environment::{EnrolmentClaim, EnrolmentRefused, Environment};
+use crate::rollout::Report;
 use crate::store::StoredHeartbeat;
 
 /// An agent's version is a word, not a story.
@@ -62,10 +64,19 @@ pub(super) async fn enrol(
     }))
 }
 
+/// The settings an agent has; none where it says so in another way.
+#[derive(Default, Deserialize)]
+struct Generation {
+    #[serde(default)]
+    settings_generation: Option<u64>,
+}
+
+/// Only the parts that matter here are read, so that an agent of any age is understood; all of it is kept.
 pub(super) async fn heartbeat(State(app): State<App>, headers: HeaderMap, body: Unread) -> Result<Response, ApiError> {
     let member = app.board.roll().find(bearer(&headers)?.hash()).ok_or(ApiError::UnknownBearer)?;
     let body = body.read().await?;
-    let heartbeat: Heartbeat = parse(&body)?;
+    let report: Report = parse(&body)?;
+    let Generation { settings_generation } = parse(&body).unwrap_or_default();
     let now = Timestamp::now();
     // Parsed as JSON just now, so it is text.
     let payload = String::from_utf8_lossy(&body).into_owned();
@@ -74,12 +85,21 @@ pub(super) async fn heartbeat(State(app): State<App>, headers: HeaderMap, body: 
         app.board.change(member.environment, now, |environment| environment.heard(now)).await?;
     }
     let newer = |generation| generation < app.agent_settings.generation;
-    let settings = heartbeat.settings_generation.is_some_and(newer).then(|| app.agent_settings.clone());
-    let desired_version = app.rollouts.heard(&member, heartbeat.into(), now).map(|version| version.to_string());
+    let settings = settings_generation.is_some_and(newer).then(|| app.agent_settings.clone());
+    let desired_version = app.rollouts.heard(&member, report, now).map(|version| version.to_string());
     if settings.is_none() && desired_version.is_none() {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     Ok(Json(Directives { settings, desired_version, ..Directives::default() }).into_response())
+}
+
+/// A report in which a newer set-up may use words of its own.
+#[derive(Deserialize)]
+struct Progress {
+    phase: String,
+    outcome: String,
+    #[serde(default)]
+    output: String,
 }
 
 pub(super) async fn bootstrap_progress(
@@ -89,7 +109,14 @@ pub(super) async fn bootstrap_progress(
 ) -> Result<StatusCode, ApiError> {
     let token_hash = bearer(&headers)?.hash();
     let environment = by_token(&app, token_hash).await?;
-    let report: BootstrapProgress = parse(&body.read().await?)?;
+    let Progress { phase, outcome, output } = parse(&body.read().await?)?;
+    let outcome = match outcome.as_str() {
+        "begun" => BootstrapOutcome::Begun,
+        "failed" => BootstrapOutcome::Failed,
+        // Neither of what decides anything.
+        _ => return Ok(StatusCode::NO_CONTENT),
+    };
+    let report = BootstrapProgress { phase, outcome, output };
     let now = Timestamp::now();
     app.board
         .change(environment.id, now, |environment| {

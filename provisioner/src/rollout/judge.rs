@@ -164,11 +164,16 @@ impl Target {
             Standing::Failed { trouble }
         };
         let report = seen.report.as_ref();
-        if let Some(report) = report.filter(|report| report.update.is_none() && waited > terms.silent_after()) {
+        if let Some(report) = report.filter(|_| waited > terms.silent_after()) {
             let version = &report.dtma_version;
-            let reason =
-                format!("agent {version} says nothing of updates: it is too old to update itself, or has no updater");
-            return late(TroubleKind::Unsupported, "no_updater", reason);
+            if report.version().is_none() {
+                let reason = format!("it calls its version {version:?}, which is none, so it isn't told another");
+                return late(TroubleKind::Unsupported, "no_version", reason);
+            }
+            if report.update.is_none() {
+                let reason = format!("agent {version} says nothing of updates: it is too old, or has no updater");
+                return late(TroubleKind::Unsupported, "no_updater", reason);
+            }
         }
         if waited > terms.deadline() {
             let phase = report.and_then(|report| report.update.as_ref()).map(|update| update.phase);

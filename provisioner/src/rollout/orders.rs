@@ -63,7 +63,8 @@ impl Orders {
     pub fn for_agent(&self, environment: EnvironmentId, report: &Report, heard_at: Timestamp) -> Option<Arc<Version>> {
         let order =
             self.each.get(&environment).unwrap_or(&self.fleet).as_ref().filter(|order| heard_at >= order.since)?;
-        let lower = report.version().is_none_or(|version| version.cmp_precedence(&order.version).is_lt());
+        // What isn't a version may be anything, also something newer.
+        let lower = report.version().is_some_and(|version| version.cmp_precedence(&order.version).is_lt());
         lower.then(|| Arc::clone(&order.version))
     }
 }

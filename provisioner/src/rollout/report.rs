@@ -1,30 +1,72 @@
 //! What an agent reports about its version, as far as rollouts go by it.
 
-use dtma_api::heartbeat::Heartbeat;
 use dtma_api::update::{UpdateOutcome, UpdatePhase, UpdateResult, UpdateState};
 use dtma_release::Version;
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::{Trouble, TroubleKind};
 
+/// Characters of what an agent says that are kept; a sentence with a few last lines of output has room.
+const WORD: usize = 64;
+const SENTENCE: usize = 2048;
+/// Of the versions that failed on a droplet, the latest ones.
+const FAILED_VERSIONS: usize = 32;
+
 /// The part of a heartbeat that says what the agent runs and how its updates stand.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+///
+/// Read by itself: what a newer agent says beside it in words we don't know is no reason not to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     /// The version, in the agent's own words.
     pub dtma_version: String,
-    /// How updates stand; none from an agent that has no updater.
-    #[serde(default)]
+    /// How updates stand; none from an agent that has no updater, or one that speaks of it in another way.
     pub update: Option<UpdateState>,
 }
 
-impl From<Heartbeat> for Report {
-    fn from(heartbeat: Heartbeat) -> Self {
-        Self { dtma_version: heartbeat.dtma_version, update: heartbeat.update }
+#[derive(Deserialize)]
+struct Head {
+    dtma_version: String,
+    #[serde(default)]
+    update: Option<serde_json::Value>,
+}
+
+impl<'de> Deserialize<'de> for Report {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Head { dtma_version, update } = Head::deserialize(deserializer)?;
+        let update = update.and_then(|update| serde_json::from_value(update).ok());
+        Ok(Self::new(&dtma_version, update))
     }
 }
 
 impl Report {
+    /// What an agent says, kept to a reasonable length: one for each of ten thousand agents is in memory.
+    pub fn new(dtma_version: &str, mut update: Option<UpdateState>) -> Self {
+        if let Some(update) = &mut update {
+            let surplus = update.failed_versions.len().saturating_sub(FAILED_VERSIONS);
+            update.failed_versions.drain(..surplus);
+            let last = update.last.iter_mut();
+            let words = last.flat_map(|last| {
+                let optional = last.to_version.iter_mut().chain(&mut last.code);
+                optional
+                    .chain([&mut last.from_version])
+                    .map(|text| (text, WORD))
+                    .chain(last.reason.iter_mut().map(|text| (text, SENTENCE)))
+            });
+            let failed = update.failed_versions.iter_mut().flat_map(|failed| {
+                [(&mut failed.version, WORD), (&mut failed.code, WORD), (&mut failed.reason, SENTENCE)]
+            });
+            let versions =
+                update.target_version.iter_mut().chain(&mut update.previous_version).map(|text| (text, WORD));
+            for (text, most) in words.chain(failed).chain(versions) {
+                shorten(text, most);
+            }
+        }
+        let mut dtma_version = dtma_version.to_owned();
+        shorten(&mut dtma_version, WORD);
+        Self { dtma_version, update }
+    }
+
     /// The version, if it is one.
     pub fn version(&self) -> Option<Version> {
         self.dtma_version.parse().ok()
@@ -93,4 +135,41 @@ impl Report {
 
 fn same(text: &str, version: &Version) -> bool {
     text.parse::<Version>().is_ok_and(|parsed| parsed.cmp_precedence(version).is_eq())
+}
+
+fn shorten(text: &mut String, most: usize) {
+    if let Some((end, _)) = text.char_indices().nth(most) {
+        text.truncate(end);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_beside_it_in_any_words_is_no_reason_not_to_listen() {
+        let read = |text: &str| serde_json::from_str::<Report>(text).ok();
+        let plain = Report::new("1.2.3", None);
+        assert_eq!(read(r#"{"dtma_version": "1.2.3", "tool_statuses": 7, "x": {}}"#), Some(plain.clone()));
+        assert_eq!(read(r#"{"dtma_version": "1.2.3", "update": ["another", "way"]}"#), Some(plain));
+        assert_eq!(read(r#"{"dtma_version": 3}"#), None);
+        let spoken = read(r#"{"dtma_version": "1.2.3", "update": {"phase": "meditating"}}"#).unwrap();
+        assert_eq!(spoken.update.unwrap().phase, UpdatePhase::Unknown);
+    }
+
+    #[test]
+    fn nobody_fills_the_memory_with_words() {
+        let result = UpdateResult {
+            outcome: UpdateOutcome::Failed,
+            from_version: "1".repeat(99_999),
+            to_version: Some("1".repeat(99_999)),
+            code: Some("ä".repeat(99_999)),
+            reason: Some("ö".repeat(99_999)),
+            at: Timestamp::UNIX_EPOCH,
+        };
+        let update = UpdateState { last: Some(result), ..UpdateState::default() };
+        let report = Report::new(&"1".repeat(99_999), Some(update));
+        assert!(format!("{report:?}").len() < 6_000);
+    }
 }

@@ -59,7 +59,7 @@ impl Fleet {
     }
 
     fn reports(&mut self, environment: EnvironmentId, version: &str, update: UpdateState) {
-        let report = Report { dtma_version: version.to_owned(), update: Some(update) };
+        let report = Report::new(version, Some(update));
         self.says(environment, report);
     }
 
@@ -307,13 +307,13 @@ fn a_version_on_trial_is_not_taken_for_an_update() {
 fn agents_without_an_updater_are_waited_for_and_then_named() {
     let mut fleet = Fleet::of(3, terms());
     let canary = fleet.first();
-    fleet.says(canary, Report { dtma_version: "0.1.0".to_owned(), update: None });
+    fleet.says(canary, Report::new("0.1.0", None));
     fleet.pass(2, &[]);
     assert_eq!(fleet.status(), "running");
     fleet.pass(3, &[]);
     assert!(fleet.reason().starts_with("1 of 1 agents of wave 1 have no updater: no_updater: agent 0.1.0"));
     // Brought there by hand, it is as good as any.
-    fleet.says(canary, Report { dtma_version: "1.1.0".to_owned(), update: None });
+    fleet.says(canary, Report::new("1.1.0", None));
     fleet.settle();
     assert!(matches!(fleet.standing(canary), Standing::Updated { .. }));
 }
@@ -370,7 +370,7 @@ fn environments_that_come_are_in_the_last_wave_and_those_that_go_are_not_waited_
     }
     assert_eq!(fleet.status(), "completed");
     // Who comes after that is told as well.
-    let late = Report { dtma_version: "1.0.0".to_owned(), update: None };
+    let late = Report::new("1.0.0", None);
     let orders = Orders::new(None, Some(&fleet.rollout), true, &HashMap::new());
     assert_eq!(orders.for_agent(id(100), &late, fleet.now).as_deref(), Some(&Version::new(1, 1, 0)));
 }
@@ -425,7 +425,7 @@ fn a_pin_is_told_whatever_the_fleet_is_told_and_the_excluded_nothing() {
     let preferences = HashMap::from([(id(1), pin), (id(2), excluded), (id(3), Preference::default())]);
     let orders = Orders::new(None, Some(&completed), true, &preferences);
     let told = |number| {
-        let report = Report { dtma_version: "1.0.0".to_owned(), update: None };
+        let report = Report::new("1.0.0", None);
         orders.for_agent(id(number), &report, fleet.now).map(|version| version.to_string())
     };
     assert_eq!([told(1), told(2), told(3)], [Some("1.0.5".to_owned()), None, Some("1.1.0".to_owned())]);

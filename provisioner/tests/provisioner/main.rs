@@ -3,6 +3,7 @@
 // Clippy's allowances for tests cover test functions, and not what they share.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod ages;
 mod cloud_client;
 mod crash;
 mod crowd;
@@ -16,6 +17,7 @@ mod listener;
 mod plan_properties;
 mod releases;
 mod rig;
+mod rollouts;
 mod signed;
 mod store;
 mod trouble;
