@@ -11,6 +11,7 @@ mod deprovision;
 mod enrolment;
 mod ensure;
 mod fake_cloud;
+mod fleet;
 mod http_shape;
 mod kills;
 mod listener;
