@@ -39,6 +39,9 @@ pub struct Settings {
     pub public_url: String,
     /// Releases of the agent (`RELEASES_DIR`).
     pub releases_dir: PathBuf,
+    /// Where droplets fetch releases (`RELEASES_URL`), without a slash at its end: any place that serves the same files as `RELEASES_DIR`
+    /// holds; this provisioner's own when absent.
+    pub releases_url: String,
     /// What makes an archive there a release (`RELEASE_KEYS`): the makers' public keys, 64 hexadecimal digits each, separated by commas;
     /// or the word `unsigned`, for development only. There is no default: forgetting it must not switch the check off.
     pub release_trust: Trust,
@@ -241,6 +244,11 @@ impl Settings {
         if reader.text("DTMA_DOCKER_IMAGE_URL").is_some() {
             notes.push("DTMA_DOCKER_IMAGE_URL is not used: the agent is a binary from RELEASES_DIR now".to_owned());
         }
+        let own_releases = format!("{}/agent/v1/releases", public_url.trim_end_matches('/'));
+        let releases_url = match reader.text("RELEASES_URL") {
+            Some(url) => reader.url("RELEASES_URL", &url),
+            None => own_releases,
+        };
         let release_trust = reader.release_trust();
         if matches!(release_trust, Trust::Unsigned) {
             notes.push(
@@ -276,6 +284,7 @@ impl Settings {
             database_url: reader.database(),
             public_url: reader.url("PUBLIC_URL", &public_url),
             releases_dir: reader.text("RELEASES_DIR").unwrap_or_else(|| "releases".to_owned()).into(),
+            releases_url,
             release_trust,
             agent_version,
             fleet_tag,
@@ -392,7 +401,10 @@ mod tests {
         assert_eq!(settings.public_url, "https://provisioner.example");
         assert_eq!(settings.cloud_url, "https://api.digitalocean.com");
         assert_eq!(settings.spec.region, "nyc3");
+        assert_eq!(settings.releases_url, "https://provisioner.example/agent/v1/releases");
         assert!(settings.supabase.is_none() && settings.notes.is_empty());
+        let elsewhere = read(&[("RELEASES_URL", "https://nyc3.spaces.example/dtma/")]).unwrap();
+        assert_eq!(elsewhere.releases_url, "https://nyc3.spaces.example/dtma");
     }
 
     #[test]

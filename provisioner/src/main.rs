@@ -119,7 +119,7 @@ async fn serve(settings: Settings) -> Result<(), Failed> {
         settings.releases_dir,
         settings.release_trust,
         settings.agent_version,
-        settings.public_url.clone(),
+        settings.releases_url,
     ));
     let rollouts = Arc::new(
         Rollouts::open(RolloutParts {

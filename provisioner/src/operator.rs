@@ -155,7 +155,7 @@ fn is_open(rollout: &RolloutView) -> bool {
 async fn wait(client: &Client, id: &str) -> Result<ExitCode, ClientError> {
     let mut told = 0;
     loop {
-        let rollout = client.show(id).await?;
+        let rollout = client.glance(id).await?;
         for line in rollout.history.iter().skip(told) {
             print::line(line);
         }
@@ -164,7 +164,7 @@ async fn wait(client: &Client, id: &str) -> Result<ExitCode, ClientError> {
             "running" | "paused" => tokio::time::sleep(LOOK_AGAIN).await,
             "completed" => return Ok(ExitCode::SUCCESS),
             _ => {
-                print::long(&rollout);
+                print::long(&client.show(id).await?);
                 return Ok(ExitCode::from(NOT_COMPLETED));
             }
         }

@@ -37,7 +37,7 @@ pub struct Releases {
     pinned: Option<Version>,
     /// The version the fleet has gone to, once there is one.
     proven: RwLock<Option<Version>>,
-    public_url: String,
+    url: String,
     /// Digests by path, length and time of change: an archive is only read again when it is another.
     digests: Mutex<HashMap<(PathBuf, u64, SystemTime), String>>,
 }
@@ -98,9 +98,9 @@ impl NoRelease {
 }
 
 impl Releases {
-    /// Releases under `folder`, told to droplets as URLs under `public_url`.
-    pub fn new(folder: PathBuf, trust: Trust, pinned: Option<Version>, public_url: String) -> Self {
-        Self { folder, trust, pinned, proven: RwLock::default(), public_url, digests: Mutex::default() }
+    /// Releases under `folder`, told to droplets as URLs under `url`.
+    pub fn new(folder: PathBuf, trust: Trust, pinned: Option<Version>, url: String) -> Self {
+        Self { folder, trust, pinned, proven: RwLock::default(), url, digests: Mutex::default() }
     }
 
     /// The whole fleet has gone to `version`: new droplets begin with it, as long as it is there.
@@ -184,12 +184,8 @@ impl Releases {
                 self.digest(&path).map_err(unreadable(&file))?
             }
         };
-        let base = self.public_url.trim_end_matches('/');
-        Ok(ReleaseRef {
-            url: format!("{base}/agent/v1/releases/{version}/{file}"),
-            version: version.to_string(),
-            sha256,
-        })
+        let base = self.url.trim_end_matches('/');
+        Ok(ReleaseRef { url: format!("{base}/{version}/{file}"), version: version.to_string(), sha256 })
     }
 
     fn manifest_of(&self, version: &Version, keys: &PublicKeys, now: Timestamp) -> Result<Manifest, NoRelease> {
@@ -308,7 +304,7 @@ mod tests {
 
     fn releases(folder: &Path, pinned: Option<&str>) -> Releases {
         let pinned = pinned.map(|version| version.parse().unwrap());
-        Releases::new(folder.to_owned(), Trust::Unsigned, pinned, "http://p:1/".to_owned())
+        Releases::new(folder.to_owned(), Trust::Unsigned, pinned, "http://p:1/releases/".to_owned())
     }
 
     fn find(releases: &Releases) -> Result<ReleaseRef, NoRelease> {
@@ -332,10 +328,7 @@ mod tests {
         let releases = releases(folder.path(), None);
         let found = find(&releases).unwrap();
         assert_eq!(found.version, "0.11.0-rc.10");
-        assert_eq!(
-            found.url,
-            "http://p:1/agent/v1/releases/0.11.0-rc.10/dtma-agent-0.11.0-rc.10-x86_64-linux-gnu.tar.gz"
-        );
+        assert_eq!(found.url, "http://p:1/releases/0.11.0-rc.10/dtma-agent-0.11.0-rc.10-x86_64-linux-gnu.tar.gz");
         release(folder.path(), "0.11.0", "x");
         assert_eq!(find(&releases).unwrap().version, "0.11.0");
     }

@@ -323,7 +323,13 @@ impl Rollouts {
     /// # Errors
     /// When there is no such rollout.
     pub async fn find(&self, id: RolloutId) -> Result<(Rollout, HashMap<EnvironmentId, Seen>), RolloutError> {
-        let rollout = self.parts.store.rollout(id).await?.ok_or(RolloutError::Missing)?;
+        let desk = self.desk.lock().await;
+        let known = [&desk.open, &desk.completed].into_iter().flatten().find(|rollout| rollout.id == id).cloned();
+        drop(desk);
+        let rollout = match known {
+            Some(rollout) => rollout,
+            None => self.parts.store.rollout(id).await?.ok_or(RolloutError::Missing)?,
+        };
         Ok((rollout, self.parts.board.roll().seen()))
     }
 

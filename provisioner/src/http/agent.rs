@@ -64,19 +64,11 @@ pub(super) async fn enrol(
     }))
 }
 
-/// The settings an agent has; none where it says so in another way.
-#[derive(Default, Deserialize)]
-struct Generation {
-    #[serde(default)]
-    settings_generation: Option<u64>,
-}
-
 /// Only the parts that matter here are read, so that an agent of any age is understood; all of it is kept.
 pub(super) async fn heartbeat(State(app): State<App>, headers: HeaderMap, body: Unread) -> Result<Response, ApiError> {
     let member = app.board.roll().find(bearer(&headers)?.hash()).ok_or(ApiError::UnknownBearer)?;
     let body = body.read().await?;
     let report: Report = parse(&body)?;
-    let Generation { settings_generation } = parse(&body).unwrap_or_default();
     let now = Timestamp::now();
     // Parsed as JSON just now, so it is text.
     let payload = String::from_utf8_lossy(&body).into_owned();
@@ -85,7 +77,7 @@ pub(super) async fn heartbeat(State(app): State<App>, headers: HeaderMap, body: 
         app.board.change(member.environment, now, |environment| environment.heard(now)).await?;
     }
     let newer = |generation| generation < app.agent_settings.generation;
-    let settings = settings_generation.is_some_and(newer).then(|| app.agent_settings.clone());
+    let settings = report.settings_generation.is_some_and(newer).then(|| app.agent_settings.clone());
     let desired_version = app.rollouts.heard(&member, report, now).map(|version| version.to_string());
     if settings.is_none() && desired_version.is_none() {
         return Ok(StatusCode::NO_CONTENT.into_response());

@@ -99,6 +99,16 @@ impl Client {
         Ok(rollout)
     }
 
+    /// How one rollout stands, with hardly any of its agents.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub async fn glance(&self, id: &str) -> Result<RolloutView, ClientError> {
+        let answer: RolloutAnswer =
+            self.send(Method::GET, &format!("/internal/rollouts/{id}?limit=1"), None::<&()>).await?;
+        Ok(answer.data)
+    }
+
     /// `pause`, `resume` or `abort`.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use dtma_api::update::{UpdateOutcome, UpdatePhase, UpdateResult, UpdateState};
 use dtma_release::Version;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 use super::{Trouble, TroubleKind};
 
@@ -13,7 +14,7 @@ const SENTENCE: usize = 2048;
 /// Of the versions that failed on a droplet, the latest ones.
 const FAILED_VERSIONS: usize = 32;
 
-/// The part of a heartbeat that says what the agent runs and how its updates stand.
+/// The part of a heartbeat that the provisioner goes by: what the agent runs, how its updates stand, what it was told last.
 ///
 /// Read by itself: what a newer agent says beside it in words we don't know is no reason not to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,20 +23,25 @@ pub struct Report {
     pub dtma_version: String,
     /// How updates stand; none from an agent that has no updater, or one that speaks of it in another way.
     pub update: Option<UpdateState>,
+    /// Generation of the settings the agent has; none before the first.
+    pub settings_generation: Option<u64>,
 }
 
 #[derive(Deserialize)]
 struct Head {
     dtma_version: String,
     #[serde(default)]
-    update: Option<serde_json::Value>,
+    update: Option<Value>,
+    #[serde(default)]
+    settings_generation: Option<Value>,
 }
 
 impl<'de> Deserialize<'de> for Report {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Head { dtma_version, update } = Head::deserialize(deserializer)?;
+        let Head { dtma_version, update, settings_generation } = Head::deserialize(deserializer)?;
         let update = update.and_then(|update| serde_json::from_value(update).ok());
-        Ok(Self::new(&dtma_version, update))
+        let settings_generation = settings_generation.as_ref().and_then(Value::as_u64);
+        Ok(Self { settings_generation, ..Self::new(&dtma_version, update) })
     }
 }
 
@@ -64,7 +70,7 @@ impl Report {
         }
         let mut dtma_version = dtma_version.to_owned();
         shorten(&mut dtma_version, WORD);
-        Self { dtma_version, update }
+        Self { dtma_version, update, settings_generation: None }
     }
 
     /// The version, if it is one.
@@ -152,7 +158,7 @@ mod tests {
         let read = |text: &str| serde_json::from_str::<Report>(text).ok();
         let plain = Report::new("1.2.3", None);
         assert_eq!(read(r#"{"dtma_version": "1.2.3", "tool_statuses": 7, "x": {}}"#), Some(plain.clone()));
-        assert_eq!(read(r#"{"dtma_version": "1.2.3", "update": ["another", "way"]}"#), Some(plain));
+        assert_eq!(read(r#"{"dtma_version": "1.2.3", "update": "another way"}"#), Some(plain));
         assert_eq!(read(r#"{"dtma_version": 3}"#), None);
         let spoken = read(r#"{"dtma_version": "1.2.3", "update": {"phase": "meditating"}}"#).unwrap();
         assert_eq!(spoken.update.unwrap().phase, UpdatePhase::Unknown);

@@ -147,7 +147,7 @@ impl Rig {
             releases,
             wishes.maker.map_or(Trust::Unsigned, Trust::Signed),
             None,
-            public_url.clone(),
+            format!("{public_url}/agent/v1/releases"),
         ));
         let metrics = Arc::new(Metrics::default());
         let board = Arc::new(Board::open(Arc::clone(&store), Timestamp::now()).await.unwrap());

@@ -14,7 +14,7 @@ struct Fleet {
     rig: Rig,
     maker: Maker,
     agents: Vec<(EnvironmentId, String)>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 fn says(version: &str, update: Value) -> Value {
@@ -42,7 +42,7 @@ impl Fleet {
         let wishes =
             Wishes { release: false, releases: Some(folder.path().to_owned()), maker: Some(maker.keys()), ..wishes };
         let rig = Rig::with(wishes, async |_: &dyn dtma_provisioner::store::Store| {}).await;
-        let mut fleet = Self { rig, maker, agents: Vec::new(), _folder: folder };
+        let mut fleet = Self { rig, maker, agents: Vec::new(), folder };
         for agent in ["a", "b", "c"] {
             fleet.join(agent).await;
         }
@@ -318,6 +318,30 @@ async fn an_agent_that_was_told_and_falls_silent_halts_it() {
     assert_eq!(fleet.report(canary, "1.1.0", idle()).await, None);
     fleet.until(&rollout, |seen| seen["counts"]["updated"] == 1).await;
     assert_eq!(fleet.show(&rollout).await["status"], "halted");
+}
+
+#[tokio::test]
+async fn who_was_told_before_a_restart_is_known_after_it() {
+    let kept = tempfile::tempdir().unwrap();
+    let database = Some(kept.path().join("db.sqlite"));
+    let wishes = Wishes { silent_after_seconds: 1, database: database.clone(), ..Wishes::default() };
+    let mut fleet = Fleet::with(wishes).await;
+    let rollout = fleet.begin("1.1.0").await;
+    fleet.until_wave(&rollout, 1).await;
+    assert_eq!(fleet.told("1.1.0").await.len(), 1);
+    // Nobody but this process could have seen it fall silent, and this process ends now.
+    let wishes = Wishes {
+        release: false,
+        releases: Some(fleet.folder.path().to_owned()),
+        maker: Some(fleet.maker.keys()),
+        database,
+        cloud: std::sync::Arc::clone(&fleet.rig.cloud),
+        ..Wishes::default()
+    };
+    let after = Rig::with(wishes, async |_: &dyn dtma_provisioner::store::Store| {}).await;
+    fleet.rig = after;
+    let halted = fleet.until_is(&rollout, "halted").await;
+    assert_eq!(halted["reason"], "1 of 1 agents of wave 1 fell silent");
 }
 
 #[tokio::test]
