@@ -397,6 +397,17 @@ fn paused_nobody_is_told_anything_and_nobody_is_late_and_aborted_it_is_over() {
 }
 
 #[test]
+fn a_heartbeat_from_before_its_wave_is_not_answered_with_the_version() {
+    let mut fleet = Fleet::of(20, terms());
+    let canary = fleet.first();
+    let orders = Orders::new(Some(&fleet.rollout), None, true, &HashMap::new());
+    let report = Report::new("1.0.0", None);
+    let before = fleet.now - SignedDuration::from_millis(1);
+    assert_eq!(orders.for_agent(canary, &report, before), None);
+    assert!(orders.for_agent(canary, &report, fleet.now).is_some());
+}
+
+#[test]
 fn a_few_failures_are_borne_where_that_was_said() {
     let mut fleet = Fleet::of(20, Terms { max_failures: 1, waves: vec![50, 100], ..terms() });
     fleet.settle();
