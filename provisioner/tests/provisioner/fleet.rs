@@ -180,7 +180,7 @@ impl Fleet {
             ("DO_API_TOKEN", "token"),
             ("RELEASE_KEYS", &self.keys),
             ("HEARTBEAT_INTERVAL_SECONDS", "1"),
-            ("UNRESPONSIVE_AFTER_SECONDS", "2"),
+            ("UNRESPONSIVE_AFTER_SECONDS", "6"),
         ]
         .map(|(name, value)| (name, value.to_owned()))
         .to_vec()

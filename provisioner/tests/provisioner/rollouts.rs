@@ -102,7 +102,7 @@ impl Fleet {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        match tokio::time::timeout(Duration::from_secs(20), looking).await {
+        match tokio::time::timeout(Duration::from_secs(60), looking).await {
             Ok(seen) => seen,
             Err(_) => panic!("still {:#}", self.show(rollout).await),
         }
@@ -214,7 +214,7 @@ async fn a_halted_rollout_says_why_tells_nobody_and_goes_on_when_it_is_resumed()
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), ends).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), ends).await.unwrap();
     assert_eq!(fleet.report(canary, "1.0.0", reverted).await, None);
 }
 
