@@ -9,6 +9,24 @@ use std::time::Duration;
 use super::rig::{Rig, Wishes, heartbeat};
 use super::signed::Maker;
 
+/// What is answered is what the description says.
+fn described(schema: &str, answer: &Value) {
+    let description: Value = serde_json::from_str(include_str!("../../openapi.json")).unwrap();
+    let schema = json!({"$ref": format!("#/components/schemas/{schema}"), "components": description["components"]});
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let faults: Vec<String> =
+        validator.iter_errors(answer).map(|error| format!("{}: {error}", error.instance_path())).collect();
+    assert!(faults.is_empty(), "{faults:#?}\n{answer:#}");
+    for (name, known) in [("data", &answer["data"]), ("agent", &answer["data"]["agents"][0])] {
+        let Some(fields) = known.as_object() else { continue };
+        let schema = if name == "agent" { "RolloutAgent" } else { "Rollout" };
+        let described = &description["components"]["schemas"][schema]["properties"];
+        for field in fields.keys().filter(|_| known.get("environment_id").is_some() || known.get("history").is_some()) {
+            assert!(described.get(field).is_some(), "{field} of {schema} is not described");
+        }
+    }
+}
+
 /// A rig with three agents at 1.0.0, and releases 1.1.0 and 1.2.0.
 struct Fleet {
     rig: Rig,
@@ -77,6 +95,7 @@ impl Fleet {
         let body = json!({"version": version, "waves": [1, 100], "soak_seconds": 0});
         let (status, answer) = self.rig.internal("POST", "/internal/rollouts", Some(body)).await;
         assert_eq!((status, answer["success"].as_bool()), (200, Some(true)), "{answer}");
+        described("RolloutAnswer", &answer);
         answer["data"].clone()
     }
 
@@ -89,6 +108,7 @@ impl Fleet {
         let path = format!("/internal/rollouts/{}", rollout["id"].as_str().unwrap());
         let (status, answer) = self.rig.internal("GET", &path, None).await;
         assert_eq!(status, 200, "{answer}");
+        described("RolloutAnswer", &answer);
         answer["data"].clone()
     }
 
@@ -276,7 +296,9 @@ async fn pinned_and_excluded_environments_are_passed_by_and_their_view_says_so()
     let fleet = Fleet::start().await;
     let decide = async |agent: usize, body: Value| {
         let path = format!("/internal/environments/{}/updates", fleet.agents[agent].0);
-        fleet.rig.internal("PUT", &path, Some(body)).await
+        let (status, answer) = fleet.rig.internal("PUT", &path, Some(body)).await;
+        described(if status == 200 { "UpdatesAnswer" } else { "Failure" }, &answer);
+        (status, answer)
     };
     assert_eq!(decide(0, json!({"excluded": true})).await.0, 200);
     assert_eq!(decide(1, json!({"pin": "1.2.0"})).await.0, 200);
