@@ -46,7 +46,7 @@ pub struct Start {
     #[arg(long, default_value_t = 0)]
     max_failures: u32,
     /// How long an agent may take
-    #[arg(long, default_value = "30m", value_parser = seconds)]
+    #[arg(long, default_value = "1h", value_parser = seconds)]
     deadline: u64,
     /// Wait for its end: 0 when it completes, 3 when it halts or is aborted
     #[arg(long)]

@@ -20,7 +20,8 @@ use crate::rollouts::{RolloutError, Wish};
 const WAVES: [u8; 4] = [1, 10, 50, 100];
 const MOST_WAVES: usize = 20;
 const SOAK_SECONDS: u64 = 600;
-const DEADLINE_SECONDS: u64 = 1800;
+/// Longer than agents take before they look at a release again that they have refused.
+const DEADLINE_SECONDS: u64 = 3600;
 const A_WEEK: u64 = 7 * 86_400;
 const DEFAULT_LIMIT: usize = 1000;
 

@@ -9,9 +9,10 @@ use jiff::Timestamp;
 use super::{Asked, LeftOut, Seen, Standing, Target, Terms, Trouble, TroubleKind, elapsed};
 use crate::environment::after;
 
-/// What keeps an agent from trying (no network, a full disk) may pass; it is told again so often, so long after.
+/// What keeps an agent from trying (no network, a full disk), or its trial from coming to an end (a power cut), may pass. It may try so
+/// often, so long after; agents themselves take five minutes before they try again.
 const TRIES: u32 = 3;
-const RETRY_AFTER: Duration = Duration::from_secs(120);
+const RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// What an agent is judged by besides its own reports.
 pub(super) struct Circumstances<'a> {
@@ -112,7 +113,7 @@ impl Target {
         };
         let trouble = seen.report.as_ref().and_then(|report| report.trouble(wanted, asked.known_result, now));
         match trouble {
-            Some(trouble) if trouble.kind == TroubleKind::Failed && asked.tries + 1 < TRIES => {
+            Some(trouble) if trouble.may_pass() && asked.tries + 1 < TRIES => {
                 asked.tries += 1;
                 asked.known_result = seen.report.as_ref().and_then(|report| report.last_result());
                 Standing::Pending { retry_at: Some(after(now, RETRY_AFTER)), trouble: Some(trouble) }

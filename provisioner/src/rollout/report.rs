@@ -11,6 +11,8 @@ use super::{Trouble, TroubleKind};
 /// Characters of what an agent says that are kept; a sentence with a few last lines of output has room.
 const WORD: usize = 64;
 const SENTENCE: usize = 2048;
+/// The code of a trial that nobody could judge: the updater ended, or the droplet went down.
+const INTERRUPTED: &str = "interrupted";
 /// Of the versions that failed on a droplet, the latest ones.
 const FAILED_VERSIONS: usize = 32;
 
@@ -122,11 +124,18 @@ impl Report {
                 UpdateOutcome::Refused => Some((TroubleKind::Refused, "refused")),
                 UpdateOutcome::Failed => Some((TroubleKind::Failed, "failed")),
                 UpdateOutcome::RolledBack => Some((TroubleKind::RolledBack, "rolled_back")),
-                UpdateOutcome::Updated | UpdateOutcome::UpToDate | UpdateOutcome::Unknown => None,
+                // It runs an older one, and yet there is nothing newer for it: a person went back from this one.
+                UpdateOutcome::UpToDate => Some((TroubleKind::RolledBack, "up_to_date")),
+                UpdateOutcome::Updated | UpdateOutcome::Unknown => None,
             };
             if let Some((kind, word)) = kind {
                 let code = last.code.clone().unwrap_or_else(|| word.to_owned());
-                let reason = last.reason.clone().unwrap_or_else(|| "the agent gives no reason".to_owned());
+                let reason = last.reason.clone().unwrap_or_else(|| match last.outcome {
+                    UpdateOutcome::UpToDate => {
+                        "this version has been in use there, and somebody went back from it".to_owned()
+                    }
+                    _ => "the agent gives no reason".to_owned(),
+                });
                 return Some(Trouble { kind, code, reason, at: now });
             }
         }
@@ -136,6 +145,17 @@ impl Report {
         // It failed here before, whoever asked for it then; agents don't try such a version again by themselves.
         let failed = update.failed_versions.iter().find(|failed| same(&failed.version, version))?;
         Some(Trouble { kind: TroubleKind::Reverted, code: failed.code.clone(), reason: failed.reason.clone(), at: now })
+    }
+}
+
+impl Trouble {
+    /// Whether the same may go well another time: it was no judgement of the version.
+    pub(super) fn may_pass(&self) -> bool {
+        match self.kind {
+            TroubleKind::Failed => true,
+            TroubleKind::Reverted => self.code == INTERRUPTED,
+            TroubleKind::Refused | TroubleKind::RolledBack | TroubleKind::TimedOut | TroubleKind::Unsupported => false,
+        }
     }
 }
 

@@ -243,25 +243,48 @@ fn a_wave_is_not_over_before_all_of_it_were_heard_again_however_short_its_soak_t
 }
 
 #[test]
-fn what_kept_an_agent_from_trying_is_waited_out_and_told_again_but_not_for_ever() {
-    let mut fleet = Fleet::of(20, terms());
-    let canary = fleet.first();
-    for attempt in 1..=3 {
-        assert_eq!(fleet.told(), BTreeSet::from([canary]), "attempt {attempt}");
-        let update = UpdateState {
-            last: Some(result(UpdateOutcome::Failed, "1.1.0", "no_space", fleet.now)),
-            ..UpdateState::default()
-        };
-        fleet.reports(canary, "1.0.0", update);
-        fleet.settle();
-        assert_eq!(fleet.told().len(), 0, "attempt {attempt}");
-        if attempt < 3 {
-            assert_eq!(fleet.status(), "running");
-            // The same report again is no other attempt.
-            fleet.pass(2, &[]);
+fn what_was_no_judgement_is_waited_out_and_told_again_but_not_for_ever() {
+    for (outcome, code, what) in [
+        (UpdateOutcome::Failed, "no_space", "could not try it"),
+        // A power cut during a trial says nothing of the version.
+        (UpdateOutcome::Reverted, "interrupted", "reverted"),
+    ] {
+        let mut fleet = Fleet::of(20, terms());
+        let canary = fleet.first();
+        for attempt in 1..=3 {
+            assert_eq!(fleet.told(), BTreeSet::from([canary]), "attempt {attempt}");
+            let update =
+                UpdateState { last: Some(result(outcome, "1.1.0", code, fleet.now)), ..UpdateState::default() };
+            fleet.reports(canary, "1.0.0", update);
+            fleet.settle();
+            assert_eq!(fleet.told().len(), 0, "attempt {attempt}");
+            if attempt < 3 {
+                assert_eq!(fleet.status(), "running");
+                // The same report again is no other attempt.
+                fleet.pass(5, &[]);
+            }
         }
+        assert_eq!(fleet.reason(), format!("1 of 1 agents of wave 1 {what}: {code}: because of {code}"));
     }
-    assert_eq!(fleet.reason(), "1 of 1 agents of wave 1 could not try it: no_space: because of no_space");
+}
+
+#[test]
+fn a_droplet_from_whose_version_somebody_went_back_is_named_at_once() {
+    for (outcome, from, to) in
+        [(UpdateOutcome::RolledBack, "1.1.0", "1.0.0"), (UpdateOutcome::UpToDate, "1.0.0", "1.1.0")]
+    {
+        let mut fleet = Fleet::of(20, terms());
+        let canary = fleet.first();
+        let last = UpdateResult {
+            from_version: from.to_owned(),
+            code: None,
+            reason: None,
+            ..result(outcome, to, "", fleet.now)
+        };
+        fleet.reports(canary, "1.0.0", UpdateState { last: Some(last), ..UpdateState::default() });
+        fleet.settle();
+        assert!(fleet.reason().starts_with("1 of 1 agents of wave 1 were rolled back by hand"), "{}", fleet.reason());
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub struct StartRequest {
     /// How many agents may fail; none when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_failures: Option<u32>,
-    /// How long an agent may take; 1800 when absent.
+    /// How long an agent may take; 3600 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_seconds: Option<u64>,
 }

@@ -37,8 +37,6 @@ pub struct StackOptions {
     pub id: Option<String>,
     /// Settings of the provisioner that differ from the stack's own, by the name of the environment variable.
     pub provisioner_env: BTreeMap<String, String>,
-    /// The public keys the provisioner checks releases with, as in its `RELEASE_KEYS`; it takes unsigned ones when absent.
-    pub release_keys: Option<String>,
     /// Image slugs droplets will be made from; the first is the provisioner's default.
     pub base_images: Vec<String>,
     /// It goes on after this process has ended, until `down`.
@@ -50,7 +48,6 @@ impl Default for StackOptions {
         Self {
             id: None,
             provisioner_env: BTreeMap::new(),
-            release_keys: None,
             base_images: vec![prepare::DEFAULT_IMAGE.to_owned()],
             stays: false,
         }
@@ -144,8 +141,6 @@ impl Stack {
         let (internal_secret, cloud_token) = (Token::generate()?, Token::generate()?);
         let owner = if options.stays { None } else { Some(ProcessRecord::of_this_process()?) };
         let mut provisioner_env = options.provisioner_env;
-        let release_keys = options.release_keys.unwrap_or_else(|| "unsigned".to_owned());
-        provisioner_env.entry("RELEASE_KEYS".to_owned()).or_insert(release_keys);
         if let Some(image) = options.base_images.into_iter().next() {
             provisioner_env.entry("DO_DEFAULT_IMAGE".to_owned()).or_insert(image);
         }
@@ -318,6 +313,7 @@ impl Stack {
             ("DO_API_TOKEN", self.cloud_token.expose().to_owned()),
             ("DATABASE_URL", format!("sqlite://{}", self.folder.join("provisioner.sqlite").display())),
             ("RELEASES_DIR", self.workspace.releases().display().to_string()),
+            ("RELEASE_KEYS", "unsigned".to_owned()),
         ];
         env.extend(own.map(|(name, value)| (name.to_owned(), value)));
         env.extend(self.provisioner_env.clone());
