@@ -136,7 +136,11 @@ fn agent_and_provisioner_do_not_know_each_other(sources: &[Source]) -> Vec<Breac
         };
         for (number, line) in source.text.lines().enumerate() {
             if line.contains(&format!("dtma_{stranger}::")) || line.starts_with(&format!("dtma-{stranger}")) {
-                breaches.push(breach(source, number + 1, "agent and provisioner share agent/api and agent/release and nothing else"));
+                breaches.push(breach(
+                    source,
+                    number + 1,
+                    "agent and provisioner share agent/api and agent/release and nothing else",
+                ));
             }
         }
     }
