@@ -7,9 +7,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use dtma_api::TokenHash;
+use dtma_release::{PublicKeys, Version};
 use secrecy::SecretString;
 
 use crate::environment::DropletSpec;
+use crate::releases::Trust;
 
 /// A shared secret shorter than this can be guessed.
 const SECRET_LENGTH: usize = 32;
@@ -37,8 +39,14 @@ pub struct Settings {
     pub public_url: String,
     /// Releases of the agent (`RELEASES_DIR`).
     pub releases_dir: PathBuf,
-    /// The version new droplets get (`AGENT_VERSION`); the newest when absent.
-    pub agent_version: Option<String>,
+    /// Where droplets fetch releases (`RELEASES_URL`), without a slash at its end: any place that serves the same files as `RELEASES_DIR`
+    /// holds; this provisioner's own when absent.
+    pub releases_url: String,
+    /// What makes an archive there a release (`RELEASE_KEYS`): the makers' public keys, 64 hexadecimal digits each, separated by commas;
+    /// or the word `unsigned`, for development only. There is no default: forgetting it must not switch the check off.
+    pub release_trust: Trust,
+    /// The version new droplets get (`AGENT_VERSION`); when absent, the one last rolled out, else channel stable's, else the newest.
+    pub agent_version: Option<Version>,
     /// Tag of every droplet of this provisioner (`FLEET_TAG`); no other provisioner with the same cloud account may have it.
     pub fleet_tag: String,
     /// From asking for a droplet to its agent's first heartbeat (`BOOTSTRAP_DEADLINE_SECONDS` 900).
@@ -68,6 +76,15 @@ pub struct Supabase {
     pub url: String,
     /// Key of the service role.
     pub key: SecretString,
+}
+
+/// What the command line needs to reach the running provisioner.
+#[derive(Debug)]
+pub struct OperatorSettings {
+    /// Where it is (`PROVISIONER_URL`; `http://{LISTEN_ADDRESS}:{PORT}` on this machine when absent).
+    pub url: String,
+    /// The internal API's secret (`INTERNAL_API_SECRET`).
+    pub secret: SecretString,
 }
 
 /// All that is wrong with the settings.
@@ -159,6 +176,21 @@ impl<L: Fn(&str) -> Option<String>> Reader<L> {
         value
     }
 
+    fn release_trust(&mut self) -> Trust {
+        let problem = match self.text("RELEASE_KEYS") {
+            None => "is missing: name the public keys that releases are signed with, 64 hexadecimal digits each, separated by commas; \
+                     or say `unsigned` to install whatever lies in RELEASES_DIR, for development only"
+                .to_owned(),
+            Some(text) if text == "unsigned" => return Trust::Unsigned,
+            Some(text) => match PublicKeys::parse(&text) {
+                Ok(keys) => return Trust::Signed(keys),
+                Err(error) => format!("can't be used: {error}"),
+            },
+        };
+        self.fault("RELEASE_KEYS", &problem);
+        Trust::Unsigned
+    }
+
     fn supabase(&mut self) -> Option<Supabase> {
         let (url, key) = (self.text("SUPABASE_URL"), self.text("SUPABASE_SERVICE_ROLE_KEY"));
         match (url, key) {
@@ -212,10 +244,26 @@ impl Settings {
         if reader.text("DTMA_DOCKER_IMAGE_URL").is_some() {
             notes.push("DTMA_DOCKER_IMAGE_URL is not used: the agent is a binary from RELEASES_DIR now".to_owned());
         }
-        let agent_version = reader.text("AGENT_VERSION");
-        if agent_version.as_deref().is_some_and(|version| !is_word(version)) {
-            reader.fault("AGENT_VERSION", "must be a version such as 1.2.3");
+        let own_releases = format!("{}/agent/v1/releases", public_url.trim_end_matches('/'));
+        let releases_url = match reader.text("RELEASES_URL") {
+            Some(url) => reader.url("RELEASES_URL", &url),
+            None => own_releases,
+        };
+        let release_trust = reader.release_trust();
+        if matches!(release_trust, Trust::Unsigned) {
+            notes.push(
+                "RELEASE_KEYS is `unsigned`: whoever can write to RELEASES_DIR decides what runs on new droplets, and agents can't be \
+                 updated from here"
+                    .to_owned(),
+            );
         }
+        let agent_version = reader.text("AGENT_VERSION").and_then(|text| {
+            let version = Version::parse(&text).ok();
+            if version.is_none() {
+                reader.fault("AGENT_VERSION", "must be a version such as 1.2.3");
+            }
+            version
+        });
         let address: IpAddr = reader.number("LISTEN_ADDRESS", IpAddr::from([0, 0, 0, 0]), "an IP address");
         let port = reader.number("PORT", 3000_u16, "a port number, 1 to 65535");
         let settings = Self {
@@ -236,6 +284,8 @@ impl Settings {
             database_url: reader.database(),
             public_url: reader.url("PUBLIC_URL", &public_url),
             releases_dir: reader.text("RELEASES_DIR").unwrap_or_else(|| "releases".to_owned()).into(),
+            releases_url,
+            release_trust,
             agent_version,
             fleet_tag,
             bootstrap_deadline: reader.seconds("BOOTSTRAP_DEADLINE_SECONDS", 900),
@@ -254,17 +304,51 @@ impl Settings {
         if reader.faults.is_empty() { Ok(settings) } else { Err(InvalidSettings(reader.faults)) }
     }
 
-    /// Reads the settings of this process: its environment, and where that says nothing, `.env` in the working directory, unless
-    /// `NODE_ENV` or `DTMA_ENV` is `production`.
+    /// Reads the settings of this process, as [`lookup_of_process`] finds them.
     ///
     /// # Errors
     /// As [`Self::read`]; also when `.env` is there and can't be read.
     pub fn of_process() -> Result<Self, InvalidSettings> {
-        let production =
-            ["DTMA_ENV", "NODE_ENV"].iter().any(|name| std::env::var(name).is_ok_and(|v| v == "production"));
-        let file = if production { HashMap::new() } else { dotenv(std::fs::read_to_string(".env"))? };
-        Self::read(|name| std::env::var(name).ok().or_else(|| file.get(name).cloned()))
+        Self::read(lookup_of_process()?)
     }
+}
+
+impl OperatorSettings {
+    /// Reads the settings through `lookup`, which answers a variable's value.
+    ///
+    /// # Errors
+    /// Every fault at once, each with its variable's name.
+    pub fn read(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, InvalidSettings> {
+        let mut reader = Reader { lookup, faults: Vec::new() };
+        let secret = reader.required("INTERNAL_API_SECRET", "the secret the provisioner runs with");
+        let address: IpAddr = reader.number("LISTEN_ADDRESS", IpAddr::from([0, 0, 0, 0]), "an IP address");
+        let port = reader.number("PORT", 3000_u16, "a port number, 1 to 65535");
+        let address = match address {
+            IpAddr::V4(any) if any.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
+            IpAddr::V6(any) if any.is_unspecified() => IpAddr::from(std::net::Ipv6Addr::LOCALHOST),
+            one => one,
+        };
+        let here = format!("http://{}", SocketAddr::new(address, port));
+        let url = reader.text("PROVISIONER_URL").unwrap_or(here);
+        let settings = Self { url: reader.url("PROVISIONER_URL", &url), secret: SecretString::from(secret) };
+        if reader.faults.is_empty() { Ok(settings) } else { Err(InvalidSettings(reader.faults)) }
+    }
+
+    /// Reads the settings of this process, as the server reads its own.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; also when `.env` is there and can't be read.
+    pub fn of_process() -> Result<Self, InvalidSettings> {
+        Self::read(lookup_of_process()?)
+    }
+}
+
+/// What this process was told: its environment, and where that says nothing, `.env` in the working directory, unless `NODE_ENV` or
+/// `DTMA_ENV` is `production`.
+fn lookup_of_process() -> Result<impl Fn(&str) -> Option<String>, InvalidSettings> {
+    let production = ["DTMA_ENV", "NODE_ENV"].iter().any(|name| std::env::var(name).is_ok_and(|v| v == "production"));
+    let file = if production { HashMap::new() } else { dotenv(std::fs::read_to_string(".env"))? };
+    Ok(move |name: &str| std::env::var(name).ok().or_else(|| file.get(name).cloned()))
 }
 
 /// `NAME=value` lines; `export`, comments and matching quotes are understood, nothing else is expanded.
@@ -296,7 +380,9 @@ fn dotenv(content: std::io::Result<String>) -> Result<HashMap<String, String>, I
 mod tests {
     use super::*;
 
-    const GOOD: [(&str, &str); 4] = [
+    const KEY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    const GOOD: [(&str, &str); 5] = [
+        ("RELEASE_KEYS", KEY),
         ("INTERNAL_API_SECRET", "internal-internal-internal-internal"),
         ("BACKEND_TO_DTMA_API_KEY", "fleet-fleet-fleet-fleet-fleet-fleet"),
         ("DO_API_TOKEN", "cloud-token"),
@@ -309,13 +395,16 @@ mod tests {
     }
 
     #[test]
-    fn four_variables_are_enough() {
+    fn five_variables_are_enough() {
         let settings = read(&[]).unwrap();
         assert_eq!(settings.listen.to_string(), "0.0.0.0:3000");
         assert_eq!(settings.public_url, "https://provisioner.example");
         assert_eq!(settings.cloud_url, "https://api.digitalocean.com");
         assert_eq!(settings.spec.region, "nyc3");
+        assert_eq!(settings.releases_url, "https://provisioner.example/agent/v1/releases");
         assert!(settings.supabase.is_none() && settings.notes.is_empty());
+        let elsewhere = read(&[("RELEASES_URL", "https://nyc3.spaces.example/dtma/")]).unwrap();
+        assert_eq!(elsewhere.releases_url, "https://nyc3.spaces.example/dtma");
     }
 
     #[test]
@@ -330,6 +419,8 @@ mod tests {
             ("DO_DEFAULT_REGION", "nyc 3"),
             ("SUPABASE_URL", "https://x.supabase.co"),
             ("LOG_FORMAT", "xml"),
+            ("AGENT_VERSION", "latest"),
+            ("RELEASE_KEYS", "abc"),
             ("DATABASE_URL", "postgres://u:p4ss@h/db"),
         ])
         .unwrap_err();
@@ -343,6 +434,8 @@ mod tests {
             "DO_DEFAULT_REGION",
             "SUPABASE_SERVICE_ROLE_KEY",
             "LOG_FORMAT",
+            "AGENT_VERSION",
+            "RELEASE_KEYS",
             "DATABASE_URL",
         ] {
             assert_eq!(faults.iter().filter(|fault| fault.starts_with(name)).count(), 1, "{name}: {faults:?}");
@@ -351,10 +444,32 @@ mod tests {
     }
 
     #[test]
+    fn releases_are_checked_unless_somebody_says_in_so_many_words_that_they_are_not() {
+        assert!(matches!(read(&[]).unwrap().release_trust, Trust::Signed(_)));
+        let missing = read(&[("RELEASE_KEYS", "")]).unwrap_err().to_string();
+        assert!(missing.contains("RELEASE_KEYS is missing") && missing.contains("unsigned"), "{missing}");
+        let unsigned = read(&[("RELEASE_KEYS", "unsigned")]).unwrap();
+        assert!(matches!(unsigned.release_trust, Trust::Unsigned) && unsigned.notes[0].contains("RELEASE_KEYS"));
+    }
+
+    #[test]
     fn the_old_image_variable_is_noted_and_postgres_is_told_why_not() {
         assert!(read(&[("DTMA_DOCKER_IMAGE_URL", "x/y")]).unwrap().notes[0].contains("DTMA_DOCKER_IMAGE_URL"));
         let refused = read(&[("DATABASE_URL", "postgresql://h/db")]).unwrap_err().to_string();
         assert!(refused.contains("SQLite only"), "{refused}");
+    }
+
+    #[test]
+    fn the_command_line_finds_the_provisioner_of_this_machine_unless_told_otherwise() {
+        let read = |changes: &[(&str, &str)]| {
+            let values: HashMap<&str, &str> = [("INTERNAL_API_SECRET", "s")].iter().chain(changes).copied().collect();
+            OperatorSettings::read(|name| values.get(name).map(|value| (*value).to_owned()))
+        };
+        assert_eq!(read(&[]).unwrap().url, "http://127.0.0.1:3000");
+        assert_eq!(read(&[("PORT", "81"), ("LISTEN_ADDRESS", "::")]).unwrap().url, "http://[::1]:81");
+        assert_eq!(read(&[("LISTEN_ADDRESS", "192.0.2.1")]).unwrap().url, "http://192.0.2.1:3000");
+        assert_eq!(read(&[("PROVISIONER_URL", "https://p.example/")]).unwrap().url, "https://p.example");
+        assert!(read(&[("INTERNAL_API_SECRET", "")]).unwrap_err().to_string().contains("INTERNAL_API_SECRET"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod events;
 mod extract;
 mod fleet;
 mod internal;
+mod rollouts;
 pub mod server;
 mod service;
 
@@ -17,7 +18,7 @@ use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
-use axum::routing::{MethodRouter, delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post, put};
 use axum::{Json, Router};
 use dtma_api::enrolment::AgentSettings;
 use dtma_api::{Token, TokenHash};
@@ -30,6 +31,7 @@ use crate::environment::DropletSpec;
 use crate::heartbeats::Heartbeats;
 use crate::metrics::Metrics;
 use crate::releases::Releases;
+use crate::rollouts::Rollouts;
 pub use error::ApiError;
 
 /// Of a request's body at most.
@@ -51,6 +53,10 @@ pub struct Parts {
     pub heartbeats: Heartbeats,
     /// The agent's releases.
     pub releases: Arc<Releases>,
+    /// Updates of the agents.
+    pub rollouts: Arc<Rollouts>,
+    /// How long an agent that was told to update may be unheard.
+    pub silent_after_seconds: u64,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// What callers of the internal API present, digested.
@@ -104,11 +110,18 @@ fn routes() -> Vec<Route> {
         route("get", "/internal/agents/{agentId}/tool-environment/events", true, get(events::stream)),
         route("get", "/internal/environments", true, get(fleet::list)),
         route("get", "/internal/environments/{environmentId}", true, get(fleet::show)),
+        route("put", "/internal/environments/{environmentId}/updates", true, put(rollouts::prefer)),
+        route("post", "/internal/rollouts", true, post(rollouts::start)),
+        route("get", "/internal/rollouts", true, get(rollouts::list)),
+        route("get", "/internal/rollouts/{rolloutId}", true, get(rollouts::show)),
+        route("post", "/internal/rollouts/{rolloutId}/pause", true, post(rollouts::pause)),
+        route("post", "/internal/rollouts/{rolloutId}/resume", true, post(rollouts::resume)),
+        route("post", "/internal/rollouts/{rolloutId}/abort", true, post(rollouts::abort)),
         route("post", "/agent/v1/enroll", false, post(agent::enrol)),
         route("post", "/agent/v1/heartbeat", false, post(agent::heartbeat)),
         route("post", "/agent/v1/bootstrap-progress", false, post(agent::bootstrap_progress)),
         route("post", "/agent/v1/fetch-tool-secrets", false, post(agent::fetch_tool_secrets)),
-        route("get", "/agent/v1/releases/{version}/{file}", false, get(agent::release)),
+        route("get", "/agent/v1/releases/{folder}/{file}", false, get(agent::release)),
     ]
 }
 

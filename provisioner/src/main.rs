@@ -1,26 +1,30 @@
-//! `dtma-provisioner`: reads its settings, wires the parts, serves until told to end.
+//! `dtma-provisioner`: reads its settings, wires the parts, serves until told to end. `dtma-provisioner rollout …` steers one that runs.
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::Parser as _;
 use dtma_api::enrolment::AgentSettings;
 use dtma_provisioner::accounts::Accounts;
 use dtma_provisioner::board::Board;
 use dtma_provisioner::cloud::digitalocean::DigitalOcean;
-use dtma_provisioner::config::Settings;
+use dtma_provisioner::config::{OperatorSettings, Settings};
 use dtma_provisioner::heartbeats::Heartbeats;
 use dtma_provisioner::http::server::{Limits, Server};
 use dtma_provisioner::http::{App, Parts, router};
 use dtma_provisioner::metrics::Metrics;
+use dtma_provisioner::operator::client::Client;
+use dtma_provisioner::operator::{self, RolloutCommand};
 use dtma_provisioner::owners::Owners;
 use dtma_provisioner::owners::supabase::SupabaseOwners;
 use dtma_provisioner::reconcile::plan::Policy;
 use dtma_provisioner::reconcile::{Pace, Reconciler};
 use dtma_provisioner::releases::Releases;
-use dtma_provisioner::store::Store;
+use dtma_provisioner::rollouts::{RolloutPace, RolloutParts, Rollouts};
 use dtma_provisioner::store::sqlite::SqliteStore;
+use dtma_provisioner::store::{RolloutStore, Store};
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -31,8 +35,50 @@ type Failed = Box<dyn std::error::Error + Send + Sync>;
 /// Heartbeats that are not on disk when the process is told to end get this long.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
+/// Makes sure an account has exactly one droplet with a working agent on it. Serves when no command is given; settings are read from the
+/// environment
+#[derive(clap::Parser)]
+#[command(name = "dtma-provisioner", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Steer updates of the agents; needs INTERNAL_API_SECRET, and PROVISIONER_URL or PORT where the provisioner isn't at port 3000 here
+    #[command(subcommand)]
+    Rollout(RolloutCommand),
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
+    // Only fails when a provider is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match Arguments::parse().command {
+        None => begin().await,
+        Some(Command::Rollout(command)) => steer(command).await,
+    }
+}
+
+async fn steer(command: RolloutCommand) -> ExitCode {
+    let settings = match OperatorSettings::of_process() {
+        Ok(settings) => settings,
+        Err(invalid) => {
+            eprintln!("{invalid}");
+            return ExitCode::from(2);
+        }
+    };
+    match Client::new(settings.url, settings.secret) {
+        Ok(client) => operator::run(command, &client).await,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn begin() -> ExitCode {
     // A bad setting ends the process before anything is bound or written.
     let settings = match Settings::of_process() {
         Ok(settings) => settings,
@@ -59,8 +105,6 @@ fn log_to_stderr(json: bool) {
 }
 
 async fn serve(settings: Settings) -> Result<(), Failed> {
-    // Only fails when a provider is installed already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     for note in &settings.notes {
         tracing::warn!("{note}");
     }
@@ -71,7 +115,22 @@ async fn serve(settings: Settings) -> Result<(), Failed> {
     let agent_settings = agent_settings(&settings, store.as_ref()).await?;
     let board = Arc::new(Board::open(Arc::clone(&store), Timestamp::now()).await?);
     let (heartbeats, heartbeat_writer) = Heartbeats::start(Arc::clone(&store), Arc::clone(&metrics));
-    let releases = Arc::new(Releases::new(settings.releases_dir, settings.agent_version, settings.public_url.clone()));
+    let releases = Arc::new(Releases::new(
+        settings.releases_dir,
+        settings.release_trust,
+        settings.agent_version,
+        settings.releases_url,
+    ));
+    let rollouts = Arc::new(
+        Rollouts::open(RolloutParts {
+            store: Arc::clone(&sqlite) as Arc<dyn RolloutStore>,
+            board: Arc::clone(&board),
+            releases: Arc::clone(&releases),
+            metrics: Arc::clone(&metrics),
+            pace: RolloutPace::default(),
+        })
+        .await?,
+    );
     match releases.current().await {
         Ok(release) => {
             tracing::info!(version = release.version, sha256 = release.sha256, "new droplets get this release")
@@ -106,11 +165,14 @@ async fn serve(settings: Settings) -> Result<(), Failed> {
         metrics: Arc::clone(&metrics),
     };
     let reconciling = reconciler.start(&stop);
+    let rolling = rollouts.start(&stop);
     let app = App::new(Parts {
         board,
         accounts: Accounts { store, owners },
         heartbeats,
         releases,
+        rollouts,
+        silent_after_seconds: settings.unresponsive_after.as_secs(),
         metrics,
         internal_secret: settings.internal_secret,
         spec: settings.spec,
@@ -125,6 +187,7 @@ async fn serve(settings: Settings) -> Result<(), Failed> {
     stop.cancel();
     serving.await?;
     reconciling.await?;
+    rolling.await?;
     // Its handles went with the server, unless a request is stuck; then what waits is lost, and agents report again.
     if tokio::time::timeout(LAST_WRITES, heartbeat_writer).await.is_err() {
         tracing::warn!("some heartbeats were not written");

@@ -7,6 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use dtma_api::environment::EnvironmentStatus;
 
+use crate::rollout::{Rollout, Standing};
+
 /// What is counted. Shared by everything that does something worth counting.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -18,6 +20,7 @@ pub struct Metrics {
     orphans_deleted: AtomicU64,
     connections: AtomicU64,
     turned_away: AtomicU64,
+    rollouts_halted: AtomicU64,
 }
 
 impl Metrics {
@@ -48,6 +51,11 @@ impl Metrics {
         self.orphans_deleted.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A rollout has stopped by itself.
+    pub fn rollout_halted(&self) {
+        self.rollouts_halted.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// So many connections are open now.
     pub fn connections(&self, open: u64) {
         self.connections.store(open, Ordering::Relaxed);
@@ -58,8 +66,8 @@ impl Metrics {
         self.turned_away.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The page for Prometheus; `environments` counts the rows by status.
-    pub fn page(&self, environments: &BTreeMap<String, u64>) -> String {
+    /// The page for Prometheus; `environments` counts the rows by status, `rollout` is the present or latest one.
+    pub fn page(&self, environments: &BTreeMap<String, u64>, rollout: Option<&Rollout>) -> String {
         let mut page = String::new();
         head(&mut page, "dtma_environments", "gauge", "Environments by status.");
         for status in STATUSES {
@@ -76,6 +84,23 @@ impl Metrics {
         for (status, count) in self.http_requests.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             line(&mut page, "dtma_http_requests_total", &[("status", &status.to_string())], *count);
         }
+        if let Some(rollout) = rollout {
+            let version = rollout.terms.version.to_string();
+            head(
+                &mut page,
+                "dtma_rollout",
+                "gauge",
+                "The present or latest rollout: 1 for how it stands, with the wave begun last.",
+            );
+            let (status, wave) = (rollout.course.status.as_str(), rollout.course.wave.to_string());
+            line(&mut page, "dtma_rollout", &[("version", &version), ("status", status), ("wave", &wave)], 1);
+            head(&mut page, "dtma_rollout_agents", "gauge", "Agents of that rollout by how they stand.");
+            let counts = rollout.counts();
+            for standing in Standing::NAMES {
+                let count = counts.get(standing).copied().unwrap_or_default() as u64;
+                line(&mut page, "dtma_rollout_agents", &[("version", &version), ("standing", standing)], count);
+            }
+        }
         head(&mut page, "dtma_connections", "gauge", "Connections open now.");
         line(&mut page, "dtma_connections", &[], self.connections.load(Ordering::Relaxed));
         for (name, help, counter) in [
@@ -88,6 +113,7 @@ impl Metrics {
             ("dtma_heartbeat_flushes_total", "Transactions they were committed in.", &self.heartbeat_flushes),
             ("dtma_reconcile_passes_total", "Rounds of the loop.", &self.passes),
             ("dtma_orphans_deleted_total", "Droplets of ours that no row wanted.", &self.orphans_deleted),
+            ("dtma_rollouts_halted_total", "Rollouts that stopped by themselves.", &self.rollouts_halted),
         ] {
             head(&mut page, name, "counter", help);
             line(&mut page, name, &[], counter.load(Ordering::Relaxed));

@@ -1,16 +1,18 @@
-//! Who may report: every agent's bearer, by digest, in memory, so that a heartbeat costs no read of the database.
+//! Who may report, and what they reported last: every agent's bearer, by digest, in memory, so that a heartbeat costs no read of the
+//! database.
 //!
 //! Derived from the rows and nothing else: [`Roll::note`] is told of every committed change.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use dtma_api::{EnvironmentId, TokenHash};
 use jiff::Timestamp;
 
 use crate::environment::{Environment, State};
+use crate::rollout::{Report, Seen};
 
 /// One agent that may report.
 #[derive(Debug)]
@@ -20,6 +22,13 @@ pub struct Member {
     /// Milliseconds since 1970.
     heard_at: AtomicI64,
     reporting: AtomicBool,
+    last: Mutex<Option<LastReport>>,
+}
+
+#[derive(Debug)]
+struct LastReport {
+    report: Arc<Report>,
+    at: Timestamp,
 }
 
 impl Member {
@@ -27,6 +36,34 @@ impl Member {
     pub fn heard(&self, now: Timestamp) -> bool {
         self.heard_at.fetch_max(now.as_millisecond(), Ordering::Relaxed);
         !self.reporting.load(Ordering::Relaxed)
+    }
+
+    /// A heartbeat that came at `at`, and is kept, said this. Answers whether the one before said something else.
+    pub fn reported(&self, report: Report, at: Timestamp) -> bool {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *last {
+            // Two of one agent at once: the later one counts.
+            Some(last) if at < last.at => false,
+            Some(last) if *last.report == report => {
+                last.at = at;
+                false
+            }
+            last => {
+                *last = Some(LastReport { report: Arc::new(report), at });
+                true
+            }
+        }
+    }
+
+    fn seen(&self, enrolled: bool) -> Seen {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        Seen {
+            enrolled,
+            reporting: self.reporting.load(Ordering::Relaxed),
+            report: last.as_ref().map(|last| Arc::clone(&last.report)),
+            reported_at: last.as_ref().map(|last| last.at),
+            quiet_since: self.heard_at(),
+        }
     }
 
     fn heard_at(&self) -> Timestamp {
@@ -64,6 +101,7 @@ impl Roll {
                 environment: environment.id,
                 heard_at: AtomicI64::new(now.as_millisecond()),
                 reporting: AtomicBool::new(false),
+                last: Mutex::default(),
             };
             (Arc::new(member), Vec::new())
         });
@@ -84,6 +122,21 @@ impl Roll {
     /// Whose bearer this is.
     pub fn find(&self, bearer: TokenHash) -> Option<Arc<Member>> {
         self.names.read().unwrap_or_else(PoisonError::into_inner).by_bearer.get(bearer.as_bytes()).cloned()
+    }
+
+    /// All agents there are or have been since this process began, as rollouts look at them.
+    pub fn seen(&self) -> HashMap<EnvironmentId, Seen> {
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        let seen = |(id, (_, member, bearers)): (&EnvironmentId, &(u64, Arc<Member>, Vec<TokenHash>))| {
+            (*id, member.seen(!bearers.is_empty()))
+        };
+        names.by_environment.iter().map(seen).collect()
+    }
+
+    /// An environment's agent.
+    pub fn member(&self, environment: EnvironmentId) -> Option<Arc<Member>> {
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        names.by_environment.get(&environment).map(|(_, member, _)| Arc::clone(member))
     }
 
     /// Those that were reporting and have been silent for longer than `limit`, with when they were last heard.

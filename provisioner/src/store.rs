@@ -1,8 +1,8 @@
-//! The seam to the database. [`sqlite`] is the one real adapter; every query the provisioner makes is a method here.
+//! The seams to the database. [`sqlite`] is the one real adapter; every query the provisioner makes is a method here.
 
 pub mod sqlite;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use async_trait::async_trait;
 use dtma_api::environment::{EnvironmentEvent, EnvironmentStatus};
@@ -11,6 +11,7 @@ use dtma_api::{AgentId, EnvironmentId, TokenHash};
 use jiff::Timestamp;
 
 use crate::environment::Environment;
+use crate::rollout::{Preference, Rollout, RolloutId};
 
 /// What the provisioner asks of its database. A write that answered is on disk.
 #[async_trait]
@@ -122,6 +123,75 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// When it can't.
     async fn check(&self) -> Result<(), StoreError>;
+}
+
+/// What rollouts are kept in. A write that answered is on disk.
+#[async_trait]
+pub trait RolloutStore: Send + Sync {
+    /// Adds a new rollout with its agents; false when another one is open.
+    ///
+    /// # Errors
+    /// When the database fails.
+    async fn add_rollout(&self, rollout: &Rollout) -> Result<bool, StoreError>;
+
+    /// Writes how far a rollout is, and those of its agents that stand otherwise than before, all in one transaction.
+    ///
+    /// # Errors
+    /// When the database fails; then nothing is written.
+    async fn keep_rollout(&self, rollout: &Rollout, changed: &[EnvironmentId]) -> Result<(), StoreError>;
+
+    /// The open rollout.
+    ///
+    /// # Errors
+    /// When the database fails.
+    async fn open_rollout(&self) -> Result<Option<Rollout>, StoreError>;
+
+    /// The rollout completed last.
+    ///
+    /// # Errors
+    /// When the database fails.
+    async fn completed_rollout(&self) -> Result<Option<Rollout>, StoreError>;
+
+    /// One rollout.
+    ///
+    /// # Errors
+    /// When the database fails.
+    async fn rollout(&self, id: RolloutId) -> Result<Option<Rollout>, StoreError>;
+
+    /// The latest rollouts, the latest first, without their agents.
+    ///
+    /// # Errors
+    /// When the database fails.
+    async fn rollouts(&self, limit: u32) -> Result<Vec<Summary>, StoreError>;
+
+    /// Every agent's latest heartbeat.
+    ///
+    /// # Errors
+    /// When the database fails.
+    async fn heartbeats(&self) -> Result<Vec<StoredHeartbeat>, StoreError>;
+
+    /// What was decided about updates of single environments.
+    ///
+    /// # Errors
+    /// When the database fails.
+    async fn preferences(&self) -> Result<HashMap<EnvironmentId, Preference>, StoreError>;
+
+    /// Writes down what was decided about one.
+    ///
+    /// # Errors
+    /// When the database fails.
+    async fn prefer(&self, id: EnvironmentId, preference: &Preference, now: Timestamp) -> Result<(), StoreError>;
+}
+
+/// A rollout whose agents are only counted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Summary {
+    /// The rollout, without its agents.
+    pub rollout: Rollout,
+    /// How many agents stand how.
+    pub counts: BTreeMap<String, usize>,
+    /// How many agents are in each wave.
+    pub sizes: BTreeMap<u32, usize>,
 }
 
 /// Whose an agent is.

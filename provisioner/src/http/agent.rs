@@ -3,20 +3,22 @@
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use dtma_api::bootstrap::BootstrapProgress;
+use dtma_api::bootstrap::{BootstrapOutcome, BootstrapProgress};
 use dtma_api::enrolment::{EnrolmentAnswer, EnrolmentRequest};
 use dtma_api::failure::Fault;
-use dtma_api::heartbeat::{Directives, Heartbeat};
+use dtma_api::heartbeat::Directives;
 use dtma_api::{Token, TokenHash};
 use jiff::Timestamp;
+use serde::Deserialize;
 use tokio_util::io::ReaderStream;
 
 use super::extract::{Path, Unread};
 use super::{ApiError, App, bearer, parse};
 use crate::environment::{EnrolmentClaim, EnrolmentRefused, Environment};
+use crate::rollout::Report;
 use crate::store::StoredHeartbeat;
 
 /// An agent's version is a word, not a story.
@@ -62,10 +64,11 @@ pub(super) async fn enrol(
     }))
 }
 
+/// Only the parts that matter here are read, so that an agent of any age is understood; all of it is kept.
 pub(super) async fn heartbeat(State(app): State<App>, headers: HeaderMap, body: Unread) -> Result<Response, ApiError> {
     let member = app.board.roll().find(bearer(&headers)?.hash()).ok_or(ApiError::UnknownBearer)?;
     let body = body.read().await?;
-    let heartbeat: Heartbeat = parse(&body)?;
+    let report: Report = parse(&body)?;
     let now = Timestamp::now();
     // Parsed as JSON just now, so it is text.
     let payload = String::from_utf8_lossy(&body).into_owned();
@@ -73,11 +76,22 @@ pub(super) async fn heartbeat(State(app): State<App>, headers: HeaderMap, body: 
     if member.heard(now) {
         app.board.change(member.environment, now, |environment| environment.heard(now)).await?;
     }
-    if heartbeat.settings_generation.is_some_and(|generation| generation < app.agent_settings.generation) {
-        let directives = Directives { settings: Some(app.agent_settings.clone()), ..Directives::default() };
-        return Ok(Json(directives).into_response());
+    let newer = |generation| generation < app.agent_settings.generation;
+    let settings = report.settings_generation.is_some_and(newer).then(|| app.agent_settings.clone());
+    let desired_version = app.rollouts.heard(&member, report, now).map(|version| version.to_string());
+    if settings.is_none() && desired_version.is_none() {
+        return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    Ok(StatusCode::NO_CONTENT.into_response())
+    Ok(Json(Directives { settings, desired_version, ..Directives::default() }).into_response())
+}
+
+/// A report in which a newer set-up may use words of its own.
+#[derive(Deserialize)]
+struct Progress {
+    phase: String,
+    outcome: String,
+    #[serde(default)]
+    output: String,
 }
 
 pub(super) async fn bootstrap_progress(
@@ -87,7 +101,14 @@ pub(super) async fn bootstrap_progress(
 ) -> Result<StatusCode, ApiError> {
     let token_hash = bearer(&headers)?.hash();
     let environment = by_token(&app, token_hash).await?;
-    let report: BootstrapProgress = parse(&body.read().await?)?;
+    let Progress { phase, outcome, output } = parse(&body.read().await?)?;
+    let outcome = match outcome.as_str() {
+        "begun" => BootstrapOutcome::Begun,
+        "failed" => BootstrapOutcome::Failed,
+        // Neither of what decides anything.
+        _ => return Ok(StatusCode::NO_CONTENT),
+    };
+    let report = BootstrapProgress { phase, outcome, output };
     let now = Timestamp::now();
     app.board
         .change(environment.id, now, |environment| {
@@ -104,16 +125,29 @@ pub(super) async fn fetch_tool_secrets(State(app): State<App>, headers: HeaderMa
     Err(ApiError::NoToolSecrets)
 }
 
-/// No credential: whoever has the source can build it, and the digest in the user data is what makes it trusted.
+/// No credential: whoever has the source can build it, and the makers' signature is what makes it trusted.
 pub(super) async fn release(
     State(app): State<App>,
-    Path((version, file)): Path<(String, String)>,
+    Path((folder, file)): Path<(String, String)>,
+    headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let path = app.releases.file(&version, &file).ok_or(ApiError::NoReleaseFile)?;
+    let path = app.releases.file(&folder, &file).ok_or(ApiError::NoReleaseFile)?;
     let opened = tokio::fs::File::open(path).await.map_err(ApiError::ReleaseFile)?;
-    let length = opened.metadata().await.map_err(ApiError::ReleaseFile)?.len();
-    let headers = [(CONTENT_TYPE, "application/octet-stream".to_owned()), (CONTENT_LENGTH, length.to_string())];
-    Ok((headers, Body::from_stream(ReaderStream::with_capacity(opened, 1 << 16))).into_response())
+    let data = opened.metadata().await.map_err(ApiError::ReleaseFile)?;
+    let changed = data.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+    let tag = format!("\"{:x}-{:x}\"", data.len(), changed.unwrap_or_default().as_nanos());
+    // A manifest is signed anew while its archive stays as it is; neither may be an old one for longer than it takes to ask.
+    let (kind, caching) = if file.ends_with(".json") {
+        ("application/json", "no-cache")
+    } else {
+        ("application/octet-stream", "public, max-age=300")
+    };
+    let described = [(ETAG, tag.clone()), (CACHE_CONTROL, caching.to_owned())];
+    if headers.get(IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag.as_bytes()) {
+        return Ok((StatusCode::NOT_MODIFIED, described).into_response());
+    }
+    let content = [(CONTENT_TYPE, kind.to_owned()), (CONTENT_LENGTH, data.len().to_string())];
+    Ok((described, content, Body::from_stream(ReaderStream::with_capacity(opened, 1 << 16))).into_response())
 }
 
 async fn by_token(app: &App, token_hash: TokenHash) -> Result<Environment, ApiError> {

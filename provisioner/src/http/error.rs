@@ -12,7 +12,9 @@ use crate::accounts::NoAccount;
 use crate::board::ChangeError;
 use crate::environment::EnrolmentRefused;
 use crate::heartbeats::NotKept;
+use crate::releases::NoRelease;
 use crate::requests::WishError;
+use crate::rollouts::RolloutError;
 use crate::store::StoreError;
 
 /// Why a request is answered with a failure.
@@ -92,6 +94,9 @@ pub enum ApiError {
     /// A file could not be opened.
     #[error("reading a release file")]
     ReleaseFile(#[source] std::io::Error),
+    /// A request about rollouts.
+    #[error(transparent)]
+    Rollout(#[from] RolloutError),
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -152,7 +157,25 @@ impl ApiError {
             Self::NoToolSecrets => (StatusCode::NOT_IMPLEMENTED, "tool_secrets_not_served"),
             Self::Heartbeat(NotKept::Busy) => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             Self::Heartbeat(NotKept::Failed) => (StatusCode::SERVICE_UNAVAILABLE, "database_unavailable"),
-            Self::Store(error) | Self::Account(NoAccount::Store(error)) | Self::Wish(WishError::Store(error)) => {
+            Self::Rollout(RolloutError::Missing) => (StatusCode::NOT_FOUND, "rollout_not_found"),
+            Self::Rollout(RolloutError::AnotherOpen { .. } | RolloutError::JustStarted) => {
+                (StatusCode::CONFLICT, "rollout_open")
+            }
+            Self::Rollout(RolloutError::Impossible(_)) => (StatusCode::CONFLICT, "rollout_over"),
+            Self::Rollout(RolloutError::Release(error)) => match error {
+                NoRelease::Missing(_) => (StatusCode::UNPROCESSABLE_ENTITY, "release_unknown"),
+                NoRelease::Unsigned => (StatusCode::UNPROCESSABLE_ENTITY, "releases_unsigned"),
+                NoRelease::Refused { .. } | NoRelease::Altered { .. } => {
+                    (StatusCode::UNPROCESSABLE_ENTITY, "release_refused")
+                }
+                NoRelease::Folder(_) | NoRelease::Unreadable { .. } | NoRelease::Interrupted(_) => {
+                    (StatusCode::INTERNAL_SERVER_ERROR, "internal")
+                }
+            },
+            Self::Store(error)
+            | Self::Rollout(RolloutError::Store(error))
+            | Self::Account(NoAccount::Store(error))
+            | Self::Wish(WishError::Store(error)) => {
                 if error.passing {
                     (StatusCode::SERVICE_UNAVAILABLE, "database_unavailable")
                 } else {
@@ -168,6 +191,7 @@ impl ApiError {
     fn details(&self) -> Option<serde_json::Value> {
         match self {
             Self::InvalidRequest(faults) => serde_json::to_value(faults).ok(),
+            Self::Rollout(RolloutError::Release(error)) => Some(serde_json::json!({"reason": error.code()})),
             _ => None,
         }
     }

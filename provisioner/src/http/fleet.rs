@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::extract::{Path, Query};
 use super::{Answer, ApiError, App};
+use crate::environment::Environment;
 
 const DEFAULT_LIMIT: u32 = 100;
 const LARGEST_LIMIT: u32 = 1000;
@@ -42,7 +43,7 @@ pub(super) async fn list(State(app): State<App>, Query(filter): Query<Filter>) -
     let environments = app.board.store().page(&statuses, after, limit).await?;
     let full = environments.len() == usize::try_from(limit).unwrap_or(usize::MAX);
     let next = environments.last().filter(|_| full).map(|last| last.id);
-    let data: Vec<_> = environments.iter().map(|environment| environment.view(None)).collect();
+    let data: Vec<_> = environments.iter().map(|environment| view(&app, environment)).collect();
     Ok(Json(json!({"success": true, "data": data, "next": next})))
 }
 
@@ -55,12 +56,22 @@ pub(super) async fn show(State(app): State<App>, Path(id): Path<String>) -> Resu
         json!({"received_at": heartbeat.received_at, "report": report})
     });
     let message = format!("The environment is {}.", environment.state.status().as_str());
-    let data = environment.view(None);
+    let data = view(&app, &environment);
     Ok(Json(json!({"success": !environment.failed(), "message": message, "data": data, "heartbeat": heartbeat})))
+}
+
+/// The environment, and what is decided about updates of its agent.
+fn view(app: &App, environment: &Environment) -> Value {
+    let mut view = serde_json::to_value(environment.view(None)).unwrap_or_default();
+    if let Some(fields) = view.as_object_mut() {
+        let updates = serde_json::to_value(app.rollouts.preference(environment.id)).unwrap_or_default();
+        fields.insert("updates".to_owned(), updates);
+    }
+    view
 }
 
 pub(super) async fn metrics(State(app): State<App>) -> Result<impl IntoResponse, ApiError> {
     let counts: BTreeMap<String, u64> = app.board.store().counts().await?;
-    let page = app.metrics.page(&counts);
+    let page = app.metrics.page(&counts, app.rollouts.latest().await.as_ref());
     Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page))
 }

@@ -1,9 +1,10 @@
-//! SQLite. The only file that names sqlx.
+//! SQLite. The only place that names sqlx.
 //!
 //! One connection writes, with `synchronous=FULL`: an intent that isn't on disk when the cloud is asked is no intent. A few others
 //! read; WAL lets them do so while the writer writes.
 
 mod migrations;
+mod rollouts;
 mod writing;
 
 use std::any::Any;

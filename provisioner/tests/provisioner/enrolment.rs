@@ -116,7 +116,27 @@ async fn a_release_is_served_to_anybody_and_nothing_beside_it() {
     };
     let (status, body) = get("/agent/v1/releases/1.2.3/dtma-agent-1.2.3-x86_64-linux-gnu.tar.gz").await;
     assert_eq!((status, body.as_ref()), (200, b"archive".as_slice()));
-    for path in ["1.2.3/..%2f..%2fdb.sqlite", "..%2f/db.sqlite", "1.2.3/other", "%2e%2e/db.sqlite"] {
+    for path in
+        ["1.2.3/..%2f..%2fdb.sqlite", "..%2f/db.sqlite", "1.2.3/other", "%2e%2e/db.sqlite", "channels/stable.json"]
+    {
         assert_eq!(get(&format!("/agent/v1/releases/{path}")).await.0, 404, "{path}");
     }
+}
+
+#[tokio::test]
+async fn channels_are_served_and_a_cache_asks_whether_they_are_still_true() {
+    let rig = Rig::start().await;
+    let channels = rig.folder.path().join("releases/channels");
+    std::fs::create_dir(&channels).unwrap();
+    std::fs::write(channels.join("stable.json"), "{}").unwrap();
+    let request = || Request::get("/agent/v1/releases/channels/stable.json");
+    let first = rig.send(request().body(Body::empty()).unwrap()).await;
+    assert_eq!((first.status().as_u16(), &first.headers()["cache-control"]), (200, &"no-cache".parse().unwrap()));
+    assert_eq!(first.headers()["content-type"], "application/json");
+    let tag = first.headers()["etag"].clone();
+    let again = rig.send(request().header("if-none-match", &tag).body(Body::empty()).unwrap()).await;
+    assert_eq!(again.status(), 304);
+    std::fs::write(channels.join("stable.json"), "{ }").unwrap();
+    let other = rig.send(request().header("if-none-match", &tag).body(Body::empty()).unwrap()).await;
+    assert_eq!(other.status(), 200);
 }

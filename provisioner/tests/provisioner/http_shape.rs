@@ -18,6 +18,13 @@ async fn without_the_secret_nothing_internal_answers() {
         ("GET", "/internal/agents/a/tool-environment/events"),
         ("GET", "/internal/environments"),
         ("GET", "/internal/environments/x"),
+        ("PUT", "/internal/environments/x/updates"),
+        ("POST", "/internal/rollouts"),
+        ("GET", "/internal/rollouts"),
+        ("GET", "/internal/rollouts/x"),
+        ("POST", "/internal/rollouts/x/pause"),
+        ("POST", "/internal/rollouts/x/resume"),
+        ("POST", "/internal/rollouts/x/abort"),
         ("GET", "/metrics"),
     ] {
         for secret in [None, Some("wrong"), Some("")] {

@@ -107,6 +107,7 @@ impl Process {
                 ("FLEET_TAG", FLEET_TAG),
                 ("DO_API_BASE_URL", &format!("http://{cloud}")),
                 ("DO_API_TOKEN", "token"),
+                ("RELEASE_KEYS", "unsigned"),
                 ("LOOKUP_GRACE_SECONDS", "1"),
                 ("ORPHAN_AGE_SECONDS", "1"),
                 ("RECONCILE_INTERVAL_SECONDS", "1"),

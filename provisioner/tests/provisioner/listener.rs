@@ -65,7 +65,7 @@ impl Port {
     }
 
     fn count(&self, name: &str) -> u64 {
-        let page = self.metrics.page(&Default::default());
+        let page = self.metrics.page(&Default::default(), None);
         let line = page.lines().find(|line| line.starts_with(name)).unwrap();
         line.rsplit(' ').next().unwrap().parse().unwrap()
     }

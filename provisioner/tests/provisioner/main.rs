@@ -3,6 +3,7 @@
 // Clippy's allowances for tests cover test functions, and not what they share.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod ages;
 mod cloud_client;
 mod crash;
 mod crowd;
@@ -10,10 +11,14 @@ mod deprovision;
 mod enrolment;
 mod ensure;
 mod fake_cloud;
+mod fleet;
 mod http_shape;
 mod kills;
 mod listener;
 mod plan_properties;
+mod releases;
 mod rig;
+mod rollouts;
+mod signed;
 mod store;
 mod trouble;

@@ -20,9 +20,11 @@ use dtma_provisioner::metrics::Metrics;
 use dtma_provisioner::owners::Owners;
 use dtma_provisioner::reconcile::plan::Policy;
 use dtma_provisioner::reconcile::{Pace, Reconciler};
-use dtma_provisioner::releases::Releases;
+use dtma_provisioner::releases::{Releases, Trust};
+use dtma_provisioner::rollouts::{RolloutPace, RolloutParts, Rollouts};
 use dtma_provisioner::store::Store;
 use dtma_provisioner::store::sqlite::SqliteStore;
+use dtma_release::PublicKeys;
 use http_body_util::BodyExt;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -84,6 +86,12 @@ pub(crate) struct Wishes {
     pub(crate) pace: Pace,
     pub(crate) owners: Option<Arc<dyn Owners>>,
     pub(crate) release: bool,
+    /// Who makes its releases; unsigned ones do when absent.
+    pub(crate) maker: Option<PublicKeys>,
+    /// Where its releases are, if not in the rig's own folder.
+    pub(crate) releases: Option<PathBuf>,
+    pub(crate) rollout_pace: RolloutPace,
+    pub(crate) silent_after_seconds: u64,
     /// Where the database is to be, if not in the rig's own folder.
     pub(crate) database: Option<PathBuf>,
     pub(crate) cloud: Arc<FakeCloud>,
@@ -91,7 +99,22 @@ pub(crate) struct Wishes {
 
 impl Default for Wishes {
     fn default() -> Self {
-        Self { policy: policy(), pace: pace(), owners: None, release: true, database: None, cloud: Arc::default() }
+        Self {
+            policy: policy(),
+            pace: pace(),
+            owners: None,
+            release: true,
+            maker: None,
+            releases: None,
+            rollout_pace: RolloutPace {
+                tick: Duration::from_millis(20),
+                gap: Duration::from_millis(2),
+                idle: Duration::from_millis(50),
+            },
+            silent_after_seconds: 180,
+            database: None,
+            cloud: Arc::default(),
+        }
     }
 }
 
@@ -111,19 +134,34 @@ impl Rig {
         let folder = tempfile::tempdir().unwrap();
         let database = wishes.database.unwrap_or_else(|| folder.path().join("db.sqlite"));
         let url = format!("sqlite:{}", database.display());
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&url).await.unwrap());
+        let sqlite = Arc::new(SqliteStore::open(&url).await.unwrap());
+        let store: Arc<dyn Store> = Arc::clone(&sqlite) as Arc<dyn Store>;
         before(store.as_ref()).await;
-        let releases = folder.path().join("releases");
+        let releases = wishes.releases.unwrap_or_else(|| folder.path().join("releases"));
         if wishes.release {
             std::fs::create_dir_all(releases.join("1.2.3")).unwrap();
             std::fs::write(releases.join("1.2.3/dtma-agent-1.2.3-x86_64-linux-gnu.tar.gz"), "archive").unwrap();
         }
         let public_url = "http://provisioner.test:3000".to_owned();
-        let releases = Arc::new(Releases::new(releases, None, public_url.clone()));
+        let releases = Arc::new(Releases::new(
+            releases,
+            wishes.maker.map_or(Trust::Unsigned, Trust::Signed),
+            None,
+            format!("{public_url}/agent/v1/releases"),
+        ));
         let metrics = Arc::new(Metrics::default());
         let board = Arc::new(Board::open(Arc::clone(&store), Timestamp::now()).await.unwrap());
         let (heartbeats, _) = Heartbeats::start(Arc::clone(&store), Arc::clone(&metrics));
         let stop = CancellationToken::new();
+        let parts = RolloutParts {
+            store: sqlite,
+            board: Arc::clone(&board),
+            releases: Arc::clone(&releases),
+            metrics: Arc::clone(&metrics),
+            pace: wishes.rollout_pace,
+        };
+        let rollouts = Arc::new(Rollouts::open(parts).await.unwrap());
+        drop(rollouts.start(&stop));
         let reconciler = Reconciler {
             board: Arc::clone(&board),
             cloud,
@@ -139,6 +177,8 @@ impl Rig {
             accounts: Accounts { store: Arc::clone(&store), owners: wishes.owners },
             heartbeats,
             releases,
+            rollouts,
+            silent_after_seconds: wishes.silent_after_seconds,
             metrics,
             internal_secret: TokenHash::of(SECRET),
             spec: spec(),

@@ -9,8 +9,10 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 
 /// Files of `migrations/sqlite`, oldest first: number, name, content. One that has been released never changes; its digest is in the
 /// databases.
-const FILES: [(i64, &str, &str); 1] =
-    [(1, "environments", include_str!("../../../migrations/sqlite/0001_environments.sql"))];
+const FILES: [(i64, &str, &str); 2] = [
+    (1, "environments", include_str!("../../../migrations/sqlite/0001_environments.sql")),
+    (2, "rollouts", include_str!("../../../migrations/sqlite/0002_rollouts.sql")),
+];
 
 /// What brings any older database up to date.
 pub(super) fn all() -> Migrator {
@@ -46,7 +48,10 @@ mod tests {
         // As they stand in databases out there.
         assert_eq!(
             digests,
-            ["a172d2d341f900ee8638d345b6f1bbfc01ca7acddeced2b0de4ebb94db40f147ffefa41ad9dc739fec39d67a82e40d68"]
+            [
+                "a172d2d341f900ee8638d345b6f1bbfc01ca7acddeced2b0de4ebb94db40f147ffefa41ad9dc739fec39d67a82e40d68",
+                "38029c6ee04e4ed91b0d43dfe8ed0ca4d99e9f17c548d1e5d706f92b2fe7f0dea955a7dd90d91a465ed22e0542296123",
+            ]
         );
     }
 }
