@@ -9,17 +9,18 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use bytes::{BufMut as _, Bytes, BytesMut};
-use futures_util::stream;
+use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
+use super::budget::Parcel;
 use super::envelope::{self, Envelope, Kind};
-use super::line::{Came, Listening, NotSent, Pending};
+use super::feed::{self, Call, Ear, Shape};
+use super::line::{Came, NotSent, Pending};
 use super::switchboard::{Abilities, Owner, Refusal};
-use super::{Bridge, HANDSHAKE, IN_UNIT, IN_UNITS, InUse, Sharing, single_line};
+use super::{Bridge, HANDSHAKE, IN_UNIT, IN_UNITS, InUse, Sharing};
 use crate::mcp::MAX_MESSAGE_BYTES;
 use crate::mcp::era::{LEGACY, MODERN};
 use crate::mcp::link::LinkEnd;
@@ -31,12 +32,8 @@ const EVENTS: &str = "text/event-stream";
 /// Methods of whose results the newer era wants to know how long they may be kept.
 const CACHEABLE: [&str; 5] =
     ["tools/list", "prompts/list", "resources/list", "resources/templates/list", "resources/read"];
-/// Puts an answer into the words of the client's era.
-type Shape = fn(Bytes) -> Bytes;
 /// How long a client waits for the head of an answer. After that it is a stream, whatever comes on it.
 const HEAD: Duration = Duration::from_secs(5);
-/// Between two signs of life on a stream on which nothing happens.
-const ALIVE: Duration = Duration::from_secs(15);
 /// How long a request waits for memory.
 const ROOM: Duration = Duration::from_secs(10);
 /// The protocol's code for headers that say something else than the message.
@@ -280,15 +277,7 @@ impl Bridge {
         }
         let session = self.session_of(headers)?;
         let listening = session.line.listen(session.key);
-        let end = self.shutdown.clone();
-        let events = stream::unfold((listening, session, end), async |(mut listening, session, end)| {
-            let event = tokio::select! {
-                event = next_event(&mut listening) => event?,
-                () = end.cancelled() => return None,
-            };
-            Some((Ok::<_, std::convert::Infallible>(event), (listening, session, end)))
-        });
-        Ok(events_response(Body::from_stream(events)))
+        Ok(feed::events(Ear::new(listening, self.shutdown.clone(), session), None))
     }
 
     fn delete(&self, headers: &HeaderMap) -> Result<Response<Body>, Refused> {
@@ -420,26 +409,13 @@ fn accepted() -> Response<Body> {
 }
 
 fn json(status: StatusCode, message: Bytes) -> Response<Body> {
-    let mut response = Response::new(Body::from(message));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
-    response
+    feed::json(status, Parcel::ours(message))
 }
 
 fn with_session(mut response: Response<Body>, session: &InUse) -> Response<Body> {
     if let Ok(id) = HeaderValue::from_str(&session.id) {
         response.headers_mut().insert(SESSION, id);
     }
-    response
-}
-
-fn events_response(body: Body) -> Response<Body> {
-    let mut response = Response::new(body);
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(EVENTS));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    // Some proxies wait for more otherwise.
-    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }
 
@@ -458,42 +434,13 @@ fn status_of(answer: &[u8], era: Era) -> StatusCode {
 
 async fn answer(mut pending: Pending, session: Option<InUse>, era: Era, shape: Shape) -> Response<Body> {
     let first = match timeout(HEAD, pending.next()).await {
-        Ok(Some(Came::Answer(message))) => return json(status_of(&message, era), shape(message)),
+        Ok(Some(Came::Answer(mut message))) => {
+            let status = message.read(|message| status_of(message, era));
+            message.reword(shape);
+            return feed::json(status, message);
+        }
         Ok(Some(Came::Related(message))) => Some(message),
         Ok(None) | Err(_) => None,
     };
-    let events = stream::unfold((pending, session, first), move |(mut pending, session, mut first)| async move {
-        let event = match first.take() {
-            Some(message) => event(message),
-            None => match timeout(ALIVE, pending.next()).await {
-                Ok(Some(Came::Related(message))) => event(message),
-                Ok(Some(Came::Answer(message))) => event(shape(message)),
-                Ok(None) => return None,
-                Err(_) => sign_of_life(),
-            },
-        };
-        Some((Ok::<_, std::convert::Infallible>(event), (pending, session, first)))
-    });
-    events_response(Body::from_stream(events))
-}
-
-async fn next_event(listening: &mut Listening) -> Option<Bytes> {
-    match timeout(ALIVE, listening.next()).await {
-        Ok(Some(message)) => Some(event(message)),
-        Ok(None) => None,
-        Err(_) => Some(sign_of_life()),
-    }
-}
-
-fn event(message: Bytes) -> Bytes {
-    let message = single_line(message);
-    let mut event = BytesMut::with_capacity(message.len() + 24);
-    event.put_slice(b"event: message\ndata: ");
-    event.put(message);
-    event.put_slice(b"\n\n");
-    event.freeze()
-}
-
-fn sign_of_life() -> Bytes {
-    Bytes::from_static(b":\n\n")
+    feed::events(Call::new(pending, shape, session), first)
 }

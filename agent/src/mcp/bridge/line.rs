@@ -13,6 +13,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::budget::{Budget, Parcel};
 use super::envelope::{self, Envelope, INTERNAL_ERROR, Malformed};
 use super::outlet::{Mark, Outlet, Piece, pipe};
 use super::switchboard::{Abilities, CallId, Delivery, Owner, Refusal, SessionKey, Switchboard};
@@ -38,6 +39,8 @@ pub(super) struct Line {
     waiting: Arc<Semaphore>,
     noise: AtomicU64,
     ended: OnceLock<LinkEnd>,
+    /// Memory for what waits for clients.
+    budget: Budget,
     /// Ends the task that reads.
     _reading: DropGuard,
 }
@@ -48,7 +51,7 @@ struct State {
     calls: HashMap<CallId, Outlet>,
     /// Of the sessions whose clients listen.
     streams: BTreeMap<SessionKey, Outlet>,
-    backlog: BTreeMap<SessionKey, VecDeque<Bytes>>,
+    backlog: BTreeMap<SessionKey, VecDeque<Parcel>>,
 }
 
 /// Why a request didn't go out.
@@ -64,7 +67,7 @@ pub(super) enum NotSent {
 
 impl Line {
     /// Begins to read from `link`. One that is `exclusive` is of one client only.
-    pub(super) fn new(link: Link, instance: &str, exclusive: bool) -> Arc<Self> {
+    pub(super) fn new(link: Link, instance: &str, exclusive: bool, budget: Budget) -> Arc<Self> {
         let reading = CancellationToken::new();
         let first = getrandom::u32().unwrap_or_default();
         let state = State {
@@ -80,6 +83,7 @@ impl Line {
             waiting: Arc::new(Semaphore::new(WAITING)),
             noise: AtomicU64::new(0),
             ended: OnceLock::new(),
+            budget,
             _reading: reading.clone().drop_guard(),
         });
         tokio::spawn(read(Arc::downgrade(&line), link.from_server, reading));
@@ -119,7 +123,7 @@ impl Line {
 
     /// The stream of what is for a session and belongs to no call. An earlier one ends.
     pub(super) fn listen(self: &Arc<Self>, session: SessionKey) -> Listening {
-        let (outlet, inlet) = pipe();
+        let (outlet, inlet) = pipe(&self.budget);
         let mark = outlet.mark();
         let mut state = self.state();
         for message in state.backlog.remove(&session).unwrap_or_default() {
@@ -142,7 +146,7 @@ impl Line {
                 return Err(end.clone().into());
             }
             let (call, message) = state.board.request(owner, request)?;
-            let (outlet, inlet) = pipe();
+            let (outlet, inlet) = pipe(&self.budget);
             state.calls.insert(call, outlet);
             let pending = Pending { line: Arc::clone(self), call, id: request.id.to_owned(), inlet, open: true };
             (pending, message)
@@ -291,8 +295,13 @@ impl Line {
     }
 
     fn keep(&self, session: SessionKey, message: Bytes) {
+        if message.len() > BACKLOG_MESSAGE_BYTES {
+            return;
+        }
+        // Nobody waits for room to be made for somebody who may not come back.
+        let Some(message) = self.budget.try_admit(message) else { return };
         let mut state = self.state();
-        if message.len() > BACKLOG_MESSAGE_BYTES || !state.board.is_open(session) {
+        if !state.board.is_open(session) {
             return;
         }
         let backlog = state.backlog.entry(session).or_default();
@@ -367,8 +376,8 @@ pub(super) struct Listening {
 
 impl Listening {
     /// The next message; nothing when the link has ended, the client listens elsewhere, or it was cut off. Safe to drop half-way.
-    pub(super) async fn next(&mut self) -> Option<Bytes> {
-        self.inlet.recv().await.map(|piece| piece.message)
+    pub(super) async fn next(&mut self) -> Option<Parcel> {
+        self.inlet.recv().await.and_then(|piece| piece.message.taken())
     }
 }
 
@@ -389,12 +398,12 @@ pub(super) struct Pending {
 }
 
 /// What comes of a call.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Came {
     /// Something that belongs to it.
-    Related(Bytes),
+    Related(Parcel),
     /// Its answer, or why there is none; nothing comes after it.
-    Answer(Bytes),
+    Answer(Parcel),
 }
 
 impl Pending {
@@ -403,19 +412,25 @@ impl Pending {
         if !self.open {
             return None;
         }
-        match self.inlet.recv().await {
-            Some(Piece { message, last: false, .. }) => Some(Came::Related(message)),
-            Some(Piece { message, last: true, .. }) => {
+        let piece = self.inlet.recv().await;
+        let arrived = piece.is_some();
+        match piece.and_then(|Piece { message, last }| Some((message.taken()?, last))) {
+            Some((message, false)) => Some(Came::Related(message)),
+            Some((message, true)) => {
                 self.open = false;
                 Some(Came::Answer(message))
             }
             None => {
                 self.open = false;
-                let why = match self.line.ended() {
+                // It was cut off while this one waited.
+                if arrived {
+                    self.line.hang_up(self.call);
+                }
+                let why = match self.line.ended().filter(|_| !arrived) {
                     Some(end) => format!("the server did not answer: {end}"),
                     None => "the call was given up, because its client did not read or its session ended".to_owned(),
                 };
-                Some(Came::Answer(envelope::error(&self.id, INTERNAL_ERROR, &why)))
+                Some(Came::Answer(Parcel::ours(envelope::error(&self.id, INTERNAL_ERROR, &why))))
             }
         }
     }
@@ -425,7 +440,7 @@ impl Pending {
         loop {
             match self.next().await {
                 Some(Came::Related(_)) => {}
-                Some(Came::Answer(message)) => return message,
+                Some(Came::Answer(message)) => return message.whole(),
                 None => return Bytes::new(),
             }
         }

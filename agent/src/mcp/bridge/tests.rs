@@ -42,11 +42,15 @@ struct World {
 }
 
 fn world_of(manner: Manner, sharing: Sharing) -> World {
+    world_with(manner, sharing, Budget::default())
+}
+
+fn world_with(manner: Manner, sharing: Sharing, budget: Budget) -> World {
     let (heard_sender, heard) = mpsc::unbounded_channel();
     let (holds, absent) = (watch::Sender::new(false), watch::Sender::new(false));
     let server = Server { manner, heard: heard_sender, holds: holds.subscribe(), absent: absent.subscribe() };
     let shutdown = CancellationToken::new();
-    let bridge = Bridge::new("echo", sharing, Arc::new(server), shutdown.clone());
+    let bridge = Bridge::new("echo", sharing, Arc::new(server), budget, shutdown.clone());
     World { bridge, heard, holds, absent, shutdown }
 }
 

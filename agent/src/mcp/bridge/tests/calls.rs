@@ -208,6 +208,37 @@ async fn a_client_that_does_not_read_is_cut_off_and_holds_nobody_up_for_long() {
     assert_eq!(messages.last().unwrap()["error"]["code"], -32603);
 }
 
+/// Answers that nobody reads, of many clients, are cut off before they fill memory, and whoever reads gets its own in time.
+#[tokio::test(start_paused = true)]
+async fn many_clients_that_do_not_read_large_answers_share_one_bound_and_hold_nobody_up_for_long() {
+    let bytes = 1_000_000;
+    let budget = Budget::of(4 * bytes);
+    let world = world_with(Manner::Legacy, Sharing::Shared, budget.clone());
+    let mut unread = Vec::new();
+    let mut waited = Duration::ZERO;
+    for number in 0..24 {
+        // Some listen to their call's stream, some wait for its answer; none reads.
+        let session = world.session().await;
+        let begun = Instant::now();
+        unread.push(world.post(&session, request(number, "big", json!({"bytes": bytes}))).await.unwrap());
+        waited += begun.elapsed();
+        assert!(budget.taken() <= 4 * bytes, "{} bytes wait", budget.taken());
+    }
+    assert!(waited < Duration::from_secs(24 * 3), "{waited:?}");
+    let quick = world.session().await;
+    let begun = Instant::now();
+    let answer = world.post(&quick, request(1, "big", json!({"bytes": 2 * bytes}))).await.unwrap().text().await;
+    assert_eq!(answer.matches('x').count(), 2 * bytes);
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    // Of those that came too late to read, none is taken for whole.
+    let mut whole = 0;
+    for answer in unread {
+        whole += usize::from(answer.body.collect().await.is_ok());
+    }
+    assert!((1..=4).contains(&whole), "{whole}");
+    assert_eq!(budget.taken(), 0);
+}
+
 #[tokio::test]
 async fn what_is_for_everybody_comes_to_all_who_listen() {
     let world = world();
