@@ -11,7 +11,8 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
@@ -383,9 +384,20 @@ fn decoded(value: &str) -> Option<String> {
 
 /// What the client said it can be asked.
 fn abilities(initialize: &Envelope<'_>) -> Abilities {
-    let capabilities = initialize.params.capabilities.and_then(|raw| serde_json::from_str::<Value>(raw.get()).ok());
-    let can = |what: &str| capabilities.as_ref().is_some_and(|all| all.get(what).is_some_and(Value::is_object));
-    Abilities { sampling: can("sampling"), elicitation: can("elicitation"), roots: can("roots") }
+    // The rest of it isn't read: it may be of any size.
+    #[derive(Default, Deserialize)]
+    struct Capabilities<'a> {
+        #[serde(borrow)]
+        sampling: Option<&'a RawValue>,
+        #[serde(borrow)]
+        elicitation: Option<&'a RawValue>,
+        #[serde(borrow)]
+        roots: Option<&'a RawValue>,
+    }
+    let capabilities = initialize.params.capabilities.map_or("", RawValue::get);
+    let Capabilities { sampling, elicitation, roots } = serde_json::from_str(capabilities).unwrap_or_default();
+    let can = |what: Option<&RawValue>| what.is_some_and(|what| what.get().starts_with('{'));
+    Abilities { sampling: can(sampling), elicitation: can(elicitation), roots: can(roots) }
 }
 
 fn essence(media_type: Option<&HeaderValue>) -> &str {

@@ -8,13 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use bytes::Bytes;
-use serde_json::value::RawValue;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::budget::{Budget, Parcel};
-use super::envelope::{self, Envelope, INTERNAL_ERROR, Malformed};
+use super::envelope::{self, Envelope, INTERNAL_ERROR, MAX_ENTRIES, Malformed, NoBatch};
 use super::outlet::{Mark, Outlet, Piece, pipe};
 use super::switchboard::{Abilities, CallId, Delivery, Owner, Refusal, SessionKey, Switchboard};
 use crate::mcp::link::{Link, LinkEnd};
@@ -221,13 +220,17 @@ impl Line {
             return self.receive_one(&message).await;
         }
         // One version of the protocol has batches.
-        match serde_json::from_slice::<Vec<&RawValue>>(&message) {
+        match envelope::batch(&message) {
             Ok(batch) => {
                 for one in batch {
                     self.receive_one(one.get().as_bytes()).await;
                 }
             }
-            Err(_) => self.note_noise(&Malformed::NotJson, message.len()),
+            Err(NoBatch::NotJson) => self.note_noise(&Malformed::NotJson, message.len()),
+            // Answers may be in it, for which nobody shall wait.
+            Err(NoBatch::TooMany) => {
+                self.end(LinkEnd::because(format!("it sent a batch of more than {MAX_ENTRIES} messages")));
+            }
         }
     }
 
@@ -358,7 +361,12 @@ async fn read(line: Weak<Line>, mut from: mpsc::Receiver<Result<Bytes, LinkEnd>>
         };
         let Some(line) = line.upgrade() else { return };
         match message {
-            Some(Ok(message)) => line.receive(message).await,
+            Some(Ok(message)) => {
+                line.receive(message).await;
+                if line.ended().is_some() {
+                    return;
+                }
+            }
             Some(Err(end)) => return line.end(end),
             None => return line.end(LinkEnd::because("the connection to the server ended")),
         }

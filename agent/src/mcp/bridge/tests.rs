@@ -120,6 +120,12 @@ async fn process(
                 }
                 say(answer(json!("done"))).await;
             }
+            Some("batch") => {
+                let noted = json!({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"});
+                let mut batch = vec![noted; usize::try_from(params["others"].as_u64().unwrap()).unwrap()];
+                batch.push(answer(json!("in a batch")));
+                say(json!(batch)).await;
+            }
             Some("ask") => {
                 let own = format!("own-{id}");
                 asked.insert(own.clone(), id.clone());

@@ -1,5 +1,6 @@
 //! What streamable HTTP asks of a server.
 
+use super::envelope::MAX_ENTRIES;
 use super::*;
 
 const ECHO: &str = r#"{"jsonrpc":"2.0","id":1,"method":"echo","params":{}}"#;
@@ -20,7 +21,7 @@ async fn requests_that_break_the_rules_are_turned_away_and_reach_nobody() {
     assert_eq!(post(vec![("content-type", "text/plain")], ECHO).await, Some(Refused::NotJson));
     let version = post(vec![("mcp-protocol-version", "1999-01-01")], ECHO).await;
     assert_eq!(version, Some(Refused::Version("1999-01-01".to_owned())));
-    for (body, why) in [("{", "it is not JSON"), ("[]", "object"), (r#"{"id":1}"#, "neither")] {
+    for (body, why) in [("{", "it is not JSON"), ("[]", "each message comes by itself"), (r#"{"id":1}"#, "neither")] {
         let refused = post(vec![], body).await;
         assert!(matches!(&refused, Some(Refused::NoMessage(said)) if said.contains(why)), "{body}: {refused:?}");
     }
@@ -80,4 +81,20 @@ async fn in_the_newer_era_headers_say_what_the_message_says_and_errors_have_thei
     }
     let unknown = world.post(&world.session().await, request(1, "nothing", json!({}))).await.unwrap();
     assert_eq!(unknown.status, StatusCode::OK, "in the older era the status says nothing of the answer");
+}
+
+#[tokio::test]
+async fn a_batch_of_the_server_is_taken_up_to_a_bound_and_one_beyond_it_fails_every_call_with_the_reason() {
+    let world = world();
+    let session = world.session().await;
+    let batch = |others: usize| request(1, "batch", json!({"others": others}));
+    let answer = world.post(&session, batch(MAX_ENTRIES - 1)).await.unwrap().json().await;
+    assert_eq!(answer["result"], "in a batch");
+    let failed = world.post(&session, batch(MAX_ENTRIES)).await.unwrap().json().await;
+    assert_eq!(failed["error"]["code"], -32603);
+    assert!(failed["error"]["message"].as_str().unwrap().contains("a batch of more than 1024 messages"), "{failed}");
+    let dead = world.post(&session, request(2, "echo", json!(1))).await.err();
+    assert_eq!(dead, Some(Refused::DeadSession));
+    let again = world.session().await;
+    assert_eq!(world.post(&again, request(3, "echo", json!(1))).await.unwrap().json().await["result"], 1);
 }
