@@ -7,9 +7,10 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
 use super::budget::{Budget, PATIENCE, Parcel};
+use super::switchboard::AskId;
 
 /// Bytes that may wait for one client; a longer message waits alone.
-const ROOM: u32 = 1024 * 1024;
+pub(super) const ROOM: u32 = 1024 * 1024;
 /// Messages that may.
 const DEPTH: usize = 64;
 
@@ -28,6 +29,8 @@ pub(super) struct Piece {
     pub(super) message: Parcel,
     /// It is the answer.
     pub(super) last: bool,
+    /// It is a request of the server, which waits for its answer.
+    pub(super) ask: Option<AskId>,
 }
 
 /// Which outlet it is.
@@ -40,9 +43,14 @@ impl PartialEq for Mark {
     }
 }
 
-/// A client that doesn't take its messages.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Stuck;
+/// Why a client doesn't get a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotPut {
+    /// It doesn't take its messages.
+    Stuck,
+    /// It isn't there any more.
+    Gone,
+}
 
 /// Both ends of a new way. What waits on it is counted in `budget`, too.
 pub(super) fn pipe(budget: &Budget) -> (Outlet, mpsc::Receiver<Piece>) {
@@ -55,28 +63,25 @@ fn cost(bytes: usize) -> u32 {
 }
 
 impl Outlet {
-    /// Hands a message over, waiting a little for room. A client that is gone takes everything.
-    pub(super) async fn put(&self, message: Bytes, last: bool) -> Result<(), Stuck> {
-        tokio::select! {
-            put = self.put_in_time(message, last) => put,
-            () = self.pieces.closed() => Ok(()),
-        }
-    }
-
-    async fn put_in_time(&self, message: Bytes, last: bool) -> Result<(), Stuck> {
-        let placing = async {
-            let place = self.pieces.reserve().await.ok();
-            (place, Arc::clone(&self.room).acquire_many_owned(cost(message.len())).await)
+    /// Hands a message over, waiting a little for room.
+    pub(super) async fn put(&self, message: Bytes, last: bool, ask: Option<AskId>) -> Result<(), NotPut> {
+        let putting = async {
+            let placing = async {
+                let place = self.pieces.reserve().await;
+                (place, Arc::clone(&self.room).acquire_many_owned(cost(message.len())).await)
+            };
+            let (place, room) = timeout(PATIENCE, placing).await.map_err(|_| NotPut::Stuck)?;
+            // Closed because the client was cut off.
+            let (place, room) = (place.map_err(|_| NotPut::Gone)?, room.map_err(|_| NotPut::Stuck)?);
+            // That there is no room because of others isn't this client's fault; it doesn't last.
+            let message = self.budget.admit(message, room).await;
+            place.send(Piece { message, last, ask });
+            Ok(())
         };
-        let (place, room) = timeout(PATIENCE, placing).await.map_err(|_| Stuck)?;
-        // Closed because the client was cut off.
-        let room = room.map_err(|_| Stuck)?;
-        // That there is no room because of others isn't this client's fault; it doesn't last.
-        let message = self.budget.admit(message, room).await;
-        if let Some(place) = place {
-            place.send(Piece { message, last });
+        tokio::select! {
+            put = putting => put,
+            () = self.pieces.closed() => Err(NotPut::Gone),
         }
-        Ok(())
     }
 
     /// Its client has gone.
@@ -90,10 +95,10 @@ impl Outlet {
     }
 
     /// Hands a message over that is counted already, if there is room now.
-    pub(super) fn offer(&self, message: Parcel) -> Result<(), Stuck> {
-        let room = Arc::clone(&self.room).try_acquire_many_owned(cost(message.len())).map_err(|_| Stuck)?;
+    pub(super) fn offer(&self, message: Parcel, ask: Option<AskId>) -> Result<(), NotPut> {
+        let room = Arc::clone(&self.room).try_acquire_many_owned(cost(message.len())).map_err(|_| NotPut::Stuck)?;
         message.is_for(room);
-        self.pieces.try_send(Piece { message, last: false }).map_err(|_| Stuck)
+        self.pieces.try_send(Piece { message, last: false, ask }).map_err(|_| NotPut::Stuck)
     }
 }
 
@@ -106,16 +111,16 @@ mod tests {
         let budget = Budget::default();
         let (outlet, mut inlet) = pipe(&budget);
         let half = Bytes::from(vec![b'x'; 600 * 1024]);
-        assert_eq!(outlet.put(half.clone(), false).await, Ok(()));
+        assert_eq!(outlet.put(half.clone(), false, None).await, Ok(()));
         let begun = tokio::time::Instant::now();
-        assert_eq!(outlet.put(half.clone(), false).await, Err(Stuck));
+        assert_eq!(outlet.put(half.clone(), false, None).await, Err(NotPut::Stuck));
         let counted = budget.try_admit(half.clone()).unwrap();
-        assert_eq!((begun.elapsed(), outlet.offer(counted)), (PATIENCE, Err(Stuck)));
+        assert_eq!((begun.elapsed(), outlet.offer(counted, None)), (PATIENCE, Err(NotPut::Stuck)));
         assert_eq!(inlet.recv().await.unwrap().message.len(), half.len());
         // Longer than all the room there is: alone, but not refused.
         let large = Bytes::from(vec![b'x'; 10 * 1024 * 1024]);
-        assert_eq!(outlet.put(large, true).await, Ok(()));
+        assert_eq!(outlet.put(large, true, None).await, Ok(()));
         drop(inlet);
-        assert_eq!(outlet.put(half, false).await, Ok(()), "nobody is there to be stuck");
+        assert_eq!(outlet.put(half, false, None).await, Err(NotPut::Gone), "nobody is there to be stuck");
     }
 }

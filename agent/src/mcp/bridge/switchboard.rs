@@ -4,11 +4,15 @@
 //! ids. A progress token is replaced by that id too. Requests of the server get an id of the link's own on their way to a client.
 //!
 //! An answer is taken once: whatever else bears its id, or comes after the call was given up, is nobody's.
+//!
+//! Every request of the server is answered: by its client, or in its place when that can't be asked, goes, or takes too long.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
+use tokio::time::Instant;
 
 use super::envelope::{self, Envelope, INTERNAL_ERROR, Kind, METHOD_NOT_FOUND, Malformed};
 
@@ -16,12 +20,22 @@ use super::envelope::{self, Envelope, INTERNAL_ERROR, Kind, METHOD_NOT_FOUND, Ma
 pub(super) const MAX_CALLS: usize = 1024;
 /// Requests of the server that clients haven't answered.
 const MAX_ASKED: usize = 256;
+/// For so long one waits for its client to listen.
+const HEARD_WITHIN: Duration = Duration::from_secs(30);
+/// And for so long for the answer of one that does: there may be a person who is asked.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(30 * 60);
 /// Ids stay below this: some servers hold them in 32 bits.
 const LAST_ID: u32 = i32::MAX as u32;
+/// What the server is told about what it asked somebody who has left.
+const GONE: &str = "the client is gone";
 
 /// A request under way to the server, by the id it has there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct CallId(u32);
+
+/// A request of the server to a client, by the id it has there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct AskId(u32);
 
 /// A client's session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,6 +83,8 @@ pub(super) enum Delivery {
     Related(CallId, Bytes),
     /// To whoever listens for this session.
     Session(SessionKey, Bytes),
+    /// The same, and the server waits for an answer.
+    Ask(SessionKey, AskId, Bytes),
     /// To the server.
     Server(Bytes),
 }
@@ -105,6 +121,8 @@ struct Asked {
     session: SessionKey,
     /// Whose stream it went out on.
     call: Option<CallId>,
+    /// Nobody waits longer for the answer.
+    until: Instant,
 }
 
 #[derive(Debug)]
@@ -166,7 +184,7 @@ impl Switchboard {
         self.sessions.remove(&session);
         let its: Vec<CallId> = self.calls_of(Owner::Session(session)).collect();
         let mut out: Vec<Bytes> = its.into_iter().flat_map(|call| self.hang_up(call)).collect();
-        out.extend(self.answer_for(|asked| asked.session == session));
+        out.extend(self.answer_for(|asked| asked.session == session, GONE));
         out
     }
 
@@ -219,7 +237,7 @@ impl Switchboard {
             // The server won't answer; whoever still waits for it shall not wait for ever.
             Delivery::Answer(call, envelope::error(id, INTERNAL_ERROR, "the request was cancelled")),
         ];
-        out.extend(self.answer_for(|asked| asked.call == Some(call)).into_iter().map(Delivery::Server));
+        out.extend(self.answer_for(|asked| asked.call == Some(call), GONE).into_iter().map(Delivery::Server));
         out
     }
 
@@ -231,10 +249,37 @@ impl Switchboard {
         Some(envelope.with(&[(envelope.id, &asked.id)]))
     }
 
+    /// The server waits for an answer to this.
+    pub(super) fn is_asked(&self, ask: AskId) -> bool {
+        self.asked.contains_key(&ask.0)
+    }
+
+    /// A request of the server waits for its client to listen; or doesn't any more, as that does.
+    pub(super) fn waits(&mut self, ask: AskId, waits: bool, now: Instant) {
+        if let Some(asked) = self.asked.get_mut(&ask.0) {
+            asked.until = now + if waits { HEARD_WITHIN } else { ANSWERED_WITHIN };
+        }
+    }
+
+    /// A request of the server can't be put to its client. What the server is told.
+    pub(super) fn refuse(&mut self, ask: AskId, why: &str) -> Option<Bytes> {
+        self.asked.remove(&ask.0).map(|asked| envelope::error(&asked.id, INTERNAL_ERROR, why))
+    }
+
+    /// When the next request of the server has waited long enough.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.asked.values().map(|asked| asked.until).min()
+    }
+
+    /// Answers what has waited long enough.
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<Bytes> {
+        self.answer_for(|asked| asked.until <= now, "the client did not answer in time")
+    }
+
     /// Nobody waits for this call any more.
     pub(super) fn hang_up(&mut self, call: CallId) -> Vec<Bytes> {
         let Some(gone) = self.calls.remove(&call) else { return Vec::new() };
-        let mut out = self.answer_for(|asked| asked.call == Some(call));
+        let mut out = self.answer_for(|asked| asked.call == Some(call), GONE);
         if gone.cancellable {
             let id = call.0;
             out.push(Bytes::from(format!(
@@ -251,12 +296,12 @@ impl Switchboard {
     }
 
     /// A message from the server.
-    pub(super) fn take(&mut self, message: &[u8]) -> Result<Vec<Delivery>, Malformed> {
+    pub(super) fn take(&mut self, message: &[u8], now: Instant) -> Result<Vec<Delivery>, Malformed> {
         let envelope = Envelope::read(message)?;
         Ok(match envelope.kind {
             Kind::Response => self.answered(&envelope).into_iter().collect(),
             Kind::Notification => self.told(&envelope),
-            Kind::Request => vec![self.asks(&envelope)],
+            Kind::Request => vec![self.asks(&envelope, now)],
         })
     }
 
@@ -320,7 +365,7 @@ impl Switchboard {
         self.sessions.iter().map(to).collect()
     }
 
-    fn asks(&mut self, envelope: &Envelope<'_>) -> Delivery {
+    fn asks(&mut self, envelope: &Envelope<'_>, now: Instant) -> Delivery {
         if envelope.method == "ping" {
             return Delivery::Server(envelope::result(envelope.id, "{}"));
         }
@@ -335,11 +380,11 @@ impl Switchboard {
             return refuse(INTERNAL_ERROR, "too many requests of the server are unanswered");
         }
         let id = self.free_id();
-        self.asked.insert(id, Asked { id: envelope.id.to_owned(), session: key, call });
+        self.asked.insert(id, Asked { id: envelope.id.to_owned(), session: key, call, until: now + ANSWERED_WITHIN });
         let message = envelope.with(&[(envelope.id, &id.to_string())]);
         match call {
             Some(call) => Delivery::Related(call, message),
-            None => Delivery::Session(key, message),
+            None => Delivery::Ask(key, AskId(id), message),
         }
     }
 
@@ -385,10 +430,10 @@ impl Switchboard {
     }
 
     /// Tells the server about what nobody will answer.
-    fn answer_for(&mut self, which: impl Fn(&Asked) -> bool) -> Vec<Bytes> {
+    fn answer_for(&mut self, which: impl Fn(&Asked) -> bool, why: &str) -> Vec<Bytes> {
         let gone: Vec<u32> = self.asked.iter().filter(|(_, asked)| which(asked)).map(|(id, _)| *id).collect();
         let gone = gone.into_iter().filter_map(|id| self.asked.remove(&id));
-        gone.map(|asked| envelope::error(&asked.id, INTERNAL_ERROR, "the client is gone")).collect()
+        gone.map(|asked| envelope::error(&asked.id, INTERNAL_ERROR, why)).collect()
     }
 
     fn free_id(&mut self) -> u32 {

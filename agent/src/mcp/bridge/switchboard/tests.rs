@@ -35,7 +35,7 @@ fn call(board: &mut Switchboard, owner: Owner, id: Value) -> CallId {
 }
 
 fn says(board: &mut Switchboard, message: &Value) -> Vec<Delivery> {
-    board.take(&text(message)).unwrap()
+    board.take(&text(message), Instant::now()).unwrap()
 }
 
 fn one(mut deliveries: Vec<Delivery>) -> Delivery {
