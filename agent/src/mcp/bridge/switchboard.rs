@@ -18,12 +18,16 @@ use super::envelope::{self, Envelope, INTERNAL_ERROR, Kind, METHOD_NOT_FOUND, Ma
 
 /// Calls under way over one link.
 pub(super) const MAX_CALLS: usize = 1024;
-/// Requests of the server that clients haven't answered.
-const MAX_ASKED: usize = 256;
+/// Requests of the server that clients haven't answered, and how many of them one client may have: one that answers nothing leaves the others
+/// theirs.
+const MAX_ASKED: usize = 1024;
+const MAX_ASKED_OF_ONE: usize = 64;
 /// For so long one waits for its client to listen.
 const HEARD_WITHIN: Duration = Duration::from_secs(30);
 /// And for so long for the answer of one that does: there may be a person who is asked.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(30 * 60);
+/// And for so long once the call is over for whose sake it was asked: hardly anybody wants to know any more.
+const ANSWERED_AFTERWARDS: Duration = Duration::from_secs(60);
 /// Ids stay below this: some servers hold them in 32 bits.
 const LAST_ID: u32 = i32::MAX as u32;
 /// What the server is told about what it asked somebody who has left.
@@ -299,16 +303,19 @@ impl Switchboard {
     pub(super) fn take(&mut self, message: &[u8], now: Instant) -> Result<Vec<Delivery>, Malformed> {
         let envelope = Envelope::read(message)?;
         Ok(match envelope.kind {
-            Kind::Response => self.answered(&envelope).into_iter().collect(),
+            Kind::Response => self.answered(&envelope, now).into_iter().collect(),
             Kind::Notification => self.told(&envelope),
             Kind::Request => vec![self.asks(&envelope, now)],
         })
     }
 
-    fn answered(&mut self, envelope: &Envelope<'_>) -> Option<Delivery> {
+    fn answered(&mut self, envelope: &Envelope<'_>, now: Instant) -> Option<Delivery> {
         let call = CallId(envelope.id.parse().ok()?);
         let entry = self.calls.remove(&call)?;
         // Whatever was asked for the sake of this call needs no answer any more, but may still get one.
+        for asked in self.asked.values_mut().filter(|asked| asked.call == Some(call)) {
+            asked.until = asked.until.min(now + ANSWERED_AFTERWARDS);
+        }
         Some(Delivery::Answer(call, envelope.with(&[(envelope.id, &entry.id)])))
     }
 
@@ -376,7 +383,8 @@ impl Switchboard {
         if !self.sessions.get(&key).is_some_and(|session| session.abilities.cover(&envelope.method)) {
             return refuse(METHOD_NOT_FOUND, "the client can't be asked this");
         }
-        if self.asked.len() >= MAX_ASKED {
+        let its = self.asked.values().filter(|asked| asked.session == key).count();
+        if self.asked.len() >= MAX_ASKED || its >= MAX_ASKED_OF_ONE {
             return refuse(INTERNAL_ERROR, "too many requests of the server are unanswered");
         }
         let id = self.free_id();

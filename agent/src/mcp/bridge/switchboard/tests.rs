@@ -138,6 +138,35 @@ fn a_request_of_the_server_goes_to_the_one_client_it_works_for_and_to_nobody_on_
 }
 
 #[test]
+fn what_is_not_answered_is_forgotten_in_time_and_one_client_does_not_use_up_what_all_may_be_asked() {
+    let mut board = Switchboard::new(100, false);
+    board.open(SessionKey(1), Abilities::ANY);
+    board.open(SessionKey(2), Abilities::ANY);
+    let begun = Instant::now();
+    let later = |seconds| begun + Duration::from_secs(seconds);
+    let asks = |board: &mut Switchboard, id: usize, now| {
+        one(board.take(&text(&json!({"id": id, "method": "sampling/createMessage"})), now).unwrap())
+    };
+    let of_alice = call(&mut board, ALICE, json!(1));
+    for id in 0..MAX_ASKED_OF_ONE {
+        assert!(matches!(asks(&mut board, id, begun), Delivery::Related(to, _) if to == of_alice));
+    }
+    let Delivery::Server(refused) = asks(&mut board, 1000, begun) else { panic!() };
+    assert_eq!(read(&refused)["error"]["code"], json!(-32603));
+    board.take(&text(&json!({"id": of_alice.0, "result": {}})), later(10)).unwrap();
+    assert_eq!(board.due(), Some(later(70)), "its call is over");
+    let of_bob = call(&mut board, BOB, json!(1));
+    assert!(matches!(asks(&mut board, 2000, later(20)), Delivery::Related(to, _) if to == of_bob));
+    assert_eq!(board.expire(later(69)), Vec::<Bytes>::new());
+    let told = board.expire(later(70));
+    assert_eq!(told.len(), MAX_ASKED_OF_ONE);
+    assert_eq!((&read(&told[0])["id"], &read(&told[0])["error"]["code"]), (&json!(0), &json!(-32603)));
+    // Bob's call is still under way: there may be a person who has to think.
+    assert_eq!(board.due(), Some(later(20) + ANSWERED_WITHIN));
+    assert_eq!((board.expire(later(20) + ANSWERED_WITHIN).len(), board.due()), (1, None));
+}
+
+#[test]
 fn whoever_goes_leaves_nothing_behind() {
     let mut board = board();
     let of_alice = call(&mut board, ALICE, json!(1));
