@@ -5,6 +5,12 @@
 //!
 //! An answer is taken once: whatever else bears its id, or comes after the call was given up, is nobody's.
 //!
+//! Lines of log (`notifications/message`) say nowhere for whose sake they were written, and may hold what a client has asked for. One written
+//! while the server works for one client alone is for that, on the stream of its call; where the newer era's client didn't ask for them,
+//! for nobody. One written while it works for several is for nobody: it is in the instance's log, as is everything the server writes. One
+//! written while it works for nobody is about the server itself, and for all sessions. Whoever needs every line has to have a process of
+//! its own. That a client listens (`subscriptions/listen`) is no work.
+//!
 //! Every request of the server is answered: by its client, or in its place when that can't be asked, goes, or takes too long.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -115,6 +121,10 @@ struct Call {
     order: u64,
     /// The protocol forbids it for the handshake.
     cancellable: bool,
+    /// It only listens: nothing the server does is for its sake.
+    listens: bool,
+    /// It asked for lines of log.
+    logs: bool,
 }
 
 /// A request of the server that a client has to answer.
@@ -127,6 +137,14 @@ struct Asked {
     call: Option<CallId>,
     /// Nobody waits longer for the answer.
     until: Instant,
+}
+
+/// For whom the server works, as far as calls under way tell.
+enum AtWork {
+    Nobody,
+    /// For one, and what reaches that.
+    One(Owner, Option<CallId>),
+    Several,
 }
 
 #[derive(Debug)]
@@ -217,6 +235,9 @@ impl Switchboard {
             token: token.map(str::to_owned),
             order: self.order,
             cancellable: envelope.method != "initialize",
+            listens: envelope.method == "subscriptions/listen",
+            // In the older era a session asks for them; in the newer each call for its own.
+            logs: owner != Owner::Lone || envelope.meta.log_level.is_some(),
         };
         self.calls.insert(call, entry);
         Ok((call, message))
@@ -352,14 +373,19 @@ impl Switchboard {
         self.spread(envelope)
     }
 
-    /// For everybody, or for those whose it seems to be.
+    /// For everybody, but for what can only be for one.
     fn spread(&self, envelope: &Envelope<'_>) -> Vec<Delivery> {
         let message = envelope.with(&[]);
-        // A line of log written while only one client has something under way is about that.
-        if envelope.method == "notifications/message"
-            && let Some(call) = self.only_owner().and_then(|owner| self.latest_call(owner))
-        {
-            return vec![Delivery::Related(call, message)];
+        if envelope.method == "notifications/message" {
+            match self.at_work() {
+                // About the server itself.
+                AtWork::Nobody => {}
+                AtWork::One(_, call) => {
+                    let call = call.filter(|call| self.calls.get(call).is_some_and(|call| call.logs));
+                    return call.map(|call| Delivery::Related(call, message)).into_iter().collect();
+                }
+                AtWork::Several => return Vec::new(),
+            }
         }
         let to = |(key, session): (&SessionKey, &Session)| {
             // Both ways lead to the same client; one that doesn't listen may still be reached by a call.
@@ -398,26 +424,27 @@ impl Switchboard {
 
     /// Whom a request of the server is for: the one session for which it works, or the only one there is. Nobody is asked on a guess.
     fn responsible(&self) -> Option<(SessionKey, Option<CallId>)> {
-        let mut owners = self.owners().into_iter();
-        match (owners.next(), owners.next()) {
-            (Some(Owner::Session(key)), None) => Some((key, self.latest_call(Owner::Session(key)))),
-            (None, _) => {
+        match self.at_work() {
+            AtWork::One(Owner::Session(key), call) => Some((key, call)),
+            AtWork::Nobody => {
                 let mut sessions = self.sessions.iter();
                 let (key, session) = sessions.next()?;
                 let reached = session.listening || self.exclusive;
                 (sessions.next().is_none() && reached).then_some((*key, None))
             }
-            (Some(_), _) => None,
+            AtWork::One(..) | AtWork::Several => None,
         }
     }
 
-    fn only_owner(&self) -> Option<Owner> {
-        let mut owners = self.owners().into_iter();
-        owners.next().filter(|_| owners.next().is_none())
-    }
-
-    fn owners(&self) -> BTreeSet<Owner> {
-        self.calls.values().map(|call| call.owner).filter(|owner| *owner != Owner::Agent).collect()
+    /// For whom the server works.
+    fn at_work(&self) -> AtWork {
+        let calls = self.calls.values().filter(|call| call.owner != Owner::Agent && !call.listens);
+        let mut owners = calls.map(|call| call.owner).collect::<BTreeSet<Owner>>().into_iter();
+        match (owners.next(), owners.next()) {
+            (None, _) => AtWork::Nobody,
+            (Some(owner), None) => AtWork::One(owner, self.latest_call(owner)),
+            (Some(_), Some(_)) => AtWork::Several,
+        }
     }
 
     pub(super) fn calls_of(&self, owner: Owner) -> impl Iterator<Item = CallId> + '_ {
@@ -425,12 +452,12 @@ impl Switchboard {
     }
 
     fn latest_call(&self, owner: Owner) -> Option<CallId> {
-        let its = self.calls.iter().filter(|(_, call)| call.owner == owner);
+        let its = || self.calls.iter().filter(|(_, call)| call.owner == owner && !call.listens);
         // Clients without a session have nothing in common but that.
-        if owner == Owner::Lone && self.calls_of(owner).nth(1).is_some() {
+        if owner == Owner::Lone && its().nth(1).is_some() {
             return None;
         }
-        its.max_by_key(|(_, call)| call.order).map(|(id, _)| *id)
+        its().max_by_key(|(_, call)| call.order).map(|(id, _)| *id)
     }
 
     fn find(&self, owner: Owner, id: &str) -> Option<CallId> {

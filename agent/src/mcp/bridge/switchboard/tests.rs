@@ -199,8 +199,32 @@ fn what_is_for_everybody_reaches_everybody_and_a_line_of_log_who_works_alone() {
     assert_eq!(to(says(&mut board, &changed)), [format!("call {}", of_alice.0), "session 2".to_owned()]);
     let log = json!({"method": "notifications/message", "params": {"level": "info"}});
     assert_eq!(to(says(&mut board, &log)), [format!("call {}", of_alice.0)]);
-    call(&mut board, BOB, json!(1));
-    assert_eq!(to(says(&mut board, &log)), [format!("call {}", of_alice.0), "session 2".to_owned()]);
+    // Nobody is told of another's work on a guess.
+    let of_bob = call(&mut board, BOB, json!(1));
+    assert_eq!(to(says(&mut board, &log)), Vec::<String>::new());
+    board.hang_up(of_alice);
+    assert_eq!(to(says(&mut board, &log)), [format!("call {}", of_bob.0)]);
+    // Who only listens has nothing done for it, and what the server says of itself is for every session.
+    let listen = json!({"id": 1, "method": "subscriptions/listen"});
+    ask(&mut board, Owner::Lone, &listen);
+    assert_eq!(to(says(&mut board, &log)), [format!("call {}", of_bob.0)]);
+    let asked = json!({"id": "s", "method": "elicitation/create"});
+    assert!(matches!(one(says(&mut board, &asked)), Delivery::Related(call, _) if call == of_bob));
+    board.hang_up(of_bob);
+    assert_eq!(to(says(&mut board, &log)), ["session 1", "session 2"]);
+}
+
+#[test]
+fn without_a_session_a_call_has_the_lines_of_log_it_asked_for_and_no_others() {
+    let mut board = board();
+    let log = json!({"method": "notifications/message", "params": {"level": "info"}});
+    let wants = json!({"id": 1, "method": "m", "params": {"_meta": {"io.modelcontextprotocol/logLevel": "info"}}});
+    let silent = call(&mut board, Owner::Lone, json!(1));
+    assert_eq!(says(&mut board, &log), []);
+    let (asked, _) = ask(&mut board, Owner::Lone, &wants);
+    assert_eq!(says(&mut board, &log), [], "nobody knows whose it is");
+    board.hang_up(silent);
+    assert!(matches!(one(says(&mut board, &log)), Delivery::Related(call, _) if call == asked));
 }
 
 #[test]
