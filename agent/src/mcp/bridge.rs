@@ -55,7 +55,7 @@ const SPARE: Duration = Duration::from_secs(60);
 const SWEEP: Duration = Duration::from_secs(60);
 /// Opening a link; nothing of the server's own doing is part of it.
 const DIAL: Duration = Duration::from_secs(10);
-/// For the handshake with a server that may have to start first.
+/// How long a client waits for the handshake with a server that may have to start first. The handshake itself goes on.
 const HANDSHAKE: Duration = Duration::from_secs(60);
 /// Memory for requests on their way in, in [`IN_UNIT`]s.
 const IN_UNITS: usize = 1024;
@@ -221,7 +221,14 @@ impl Bridge {
         }
     }
 
-    /// The link of those who have none of their own, and what the server said on it.
+    /// The same for a client, which isn't left waiting for as long as a server may take to start.
+    async fn common_in_time(&self) -> Result<(Arc<Line>, Option<Arc<Known>>), Refused> {
+        let common = timeout(HANDSHAKE, self.common()).await.map_err(|_| Refused::Silent)?;
+        common.map_err(Refused::Unreachable)
+    }
+
+    /// The link of those who have none of their own, and what the server said on it. It is waited for as long as the server's process is
+    /// there: on another link over the same standard streams that would be asked to initialize a second time.
     async fn common(&self) -> Result<(Arc<Line>, Option<Arc<Known>>), LinkEnd> {
         let opening = {
             let mut common = lock(&self.common);
@@ -242,11 +249,7 @@ impl Bridge {
             if sharing == Sharing::Own {
                 return Ok((line, None));
             }
-            let known = timeout(HANDSHAKE, handshake::shake_hands(&line)).await;
-            let known = known.unwrap_or_else(|_| {
-                let seconds = HANDSHAKE.as_secs();
-                Err(LinkEnd::because(format!("the server did not answer the handshake within {seconds} seconds")))
-            })?;
+            let known = handshake::shake_hands(&line).await?;
             tracing::info!(instance, "connected to an MCP server");
             Ok((line, Some(Arc::new(known))))
         });

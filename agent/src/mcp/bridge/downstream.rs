@@ -89,7 +89,7 @@ pub enum Refused {
     #[error("{0}")]
     Unreachable(LinkEnd),
     /// The server didn't answer a client's `initialize`.
-    #[error("the server did not answer initialize")]
+    #[error("the server has not answered initialize yet; try again")]
     Silent,
 }
 
@@ -159,7 +159,7 @@ impl Bridge {
     async fn initialize(&self, request: &Envelope<'_>) -> Result<Response<Body>, Refused> {
         match self.sharing {
             Sharing::Shared => {
-                let (line, known) = self.common().await.map_err(Refused::Unreachable)?;
+                let (line, known) = self.common_in_time().await?;
                 let nobody = || Refused::Unreachable(LinkEnd::because("nobody has shaken hands"));
                 let known = known.ok_or_else(nobody)?;
                 let wanted = envelope::string(request.params.protocol_version);
@@ -232,7 +232,7 @@ impl Bridge {
                     let error = envelope::error(message.id, HEADER_MISMATCH, &mismatch);
                     return Ok(json(StatusCode::BAD_REQUEST, error));
                 }
-                let (mut line, known) = self.common().await.map_err(Refused::Unreachable)?;
+                let (mut line, known) = self.common_in_time().await?;
                 let initialized = known.is_some_and(|known| known.initialized().is_some());
                 if initialized && message.method == "server/discover" {
                     // Clients that know both eras begin a session upon this, in which the server can ask them things, too.
@@ -246,7 +246,7 @@ impl Bridge {
                 let mut pending = line.call(Owner::Lone, &request).await;
                 if let Err(NotSent::Ended(_)) = pending {
                     // It ended just now, and nothing was sent.
-                    line = self.common().await.map_err(Refused::Unreachable)?.0;
+                    line = self.common_in_time().await?.0;
                     pending = line.call(Owner::Lone, &request).await;
                 }
                 drop(room);
@@ -260,7 +260,7 @@ impl Bridge {
             Kind::Notification => {
                 // To a shared server the agent has said so itself, once.
                 if self.sharing == Sharing::Own || message.method != "notifications/initialized" {
-                    let (line, _) = self.common().await.map_err(Refused::Unreachable)?;
+                    let (line, _) = self.common_in_time().await?;
                     line.notify(Owner::Lone, message).await.map_err(Refused::Unreachable)?;
                 }
                 Ok(accepted())

@@ -13,7 +13,7 @@ use super::*;
 use crate::mcp::link::Link;
 
 /// However slow this machine is.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(90);
 
 /// A server in memory: each link to it is a new process.
 #[derive(Debug)]
