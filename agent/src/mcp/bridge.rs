@@ -42,7 +42,7 @@ use crate::engine::{ContainerId, Engine};
 use crate::reconcile::Upstream;
 
 pub use self::downstream::Refused;
-pub(super) use self::envelope::single_line;
+pub(super) use self::envelope::{Unanswered, single_line};
 pub use self::handshake::Known;
 
 /// Sessions of one instance.

@@ -327,6 +327,24 @@ pub(super) fn result(id: &str, result: &str) -> Bytes {
     Bytes::from(format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#))
 }
 
+/// What a request needs to be answered in its server's place.
+pub(crate) struct Unanswered {
+    id: String,
+}
+
+impl Unanswered {
+    /// Of a message that wants an answer.
+    pub(crate) fn of(message: &[u8]) -> Option<Self> {
+        let envelope = Envelope::read(message).ok()?;
+        (envelope.kind == Kind::Request).then(|| Self { id: envelope.id.to_owned() })
+    }
+
+    /// The answer that it failed.
+    pub(crate) fn because(&self, why: &str) -> Bytes {
+        error(&self.id, INTERNAL_ERROR, why)
+    }
+}
+
 /// JSON-RPC's code for a failure that isn't the caller's.
 pub(super) const INTERNAL_ERROR: i64 = -32603;
 /// For a method nobody here knows.
