@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -126,12 +126,7 @@ impl Bridge {
         if !accepts(headers, JSON) || !accepts(headers, EVENTS) {
             return Err(Refused::NotAcceptable("application/json and text/event-stream"));
         }
-        let room = self.room(headers).await?;
-        let message = Limited::new(body, MAX_MESSAGE_BYTES)
-            .collect()
-            .await
-            .map_err(|error| if error.is::<LengthLimitError>() { Refused::TooLong } else { Refused::BrokeOff })?;
-        let message = message.to_bytes();
+        let (message, room) = self.take_in(headers, body).await?;
         let envelope = Envelope::read(&message).map_err(|malformed| Refused::NoMessage(malformed.to_string()))?;
         let era = Era::of(headers, &envelope)?;
         let is_initialize = envelope.kind == Kind::Request && envelope.method == "initialize";
@@ -142,14 +137,32 @@ impl Bridge {
         }
     }
 
-    /// Memory for the message that is about to be read.
-    async fn room(&self, headers: &HeaderMap) -> Result<OwnedSemaphorePermit, Refused> {
+    /// Reads a message, and has the memory for it: for all of it beforehand where its length is known, otherwise for as much as has come.
+    async fn take_in(&self, headers: &HeaderMap, body: Body) -> Result<(Bytes, OwnedSemaphorePermit), Refused> {
         let declared = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        let bytes: usize = declared.unwrap_or(MAX_MESSAGE_BYTES);
-        if bytes > MAX_MESSAGE_BYTES {
+        let declared: usize = declared.unwrap_or(0);
+        if declared > MAX_MESSAGE_BYTES {
             return Err(Refused::TooLong);
         }
-        let units = u32::try_from(bytes.div_ceil(IN_UNIT).clamp(1, IN_UNITS)).unwrap_or(1);
+        let mut room = self.room(units(declared)).await?;
+        let mut message = BytesMut::with_capacity(declared);
+        let mut body = Limited::new(body, MAX_MESSAGE_BYTES);
+        while let Some(frame) = body.frame().await {
+            let frame = frame
+                .map_err(|error| if error.is::<LengthLimitError>() { Refused::TooLong } else { Refused::BrokeOff })?;
+            let Ok(data) = frame.into_data() else { continue };
+            let more = units(message.len() + data.len()).saturating_sub(room.num_permits());
+            if more > 0 {
+                // Several may wait for each other here; the first that has waited long enough makes room for the rest.
+                room.merge(self.room(more).await?);
+            }
+            message.extend_from_slice(&data);
+        }
+        Ok((message.freeze(), room))
+    }
+
+    async fn room(&self, units: usize) -> Result<OwnedSemaphorePermit, Refused> {
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
         match timeout(ROOM, self.inbound.clone().acquire_many_owned(units)).await {
             Ok(Ok(room)) => Ok(room),
             Ok(Err(_)) | Err(_) => Err(Refused::Busy),
@@ -296,6 +309,11 @@ impl Bridge {
         let id = headers.get(SESSION).ok_or(Refused::NoSession)?;
         id.to_str().ok().and_then(|id| self.session(id)).ok_or(Refused::DeadSession)
     }
+}
+
+/// How much of the room for requests so many bytes take.
+fn units(bytes: usize) -> usize {
+    bytes.div_ceil(IN_UNIT).clamp(1, IN_UNITS)
 }
 
 /// A session whose handshake isn't over yet.

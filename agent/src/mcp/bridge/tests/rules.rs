@@ -98,3 +98,47 @@ async fn a_batch_of_the_server_is_taken_up_to_a_bound_and_one_beyond_it_fails_ev
     let again = world.session().await;
     assert_eq!(world.post(&again, request(3, "echo", json!(1))).await.unwrap().json().await["result"], 1);
 }
+
+/// None of these says how long it is.
+#[tokio::test(start_paused = true)]
+async fn a_message_of_unknown_length_takes_only_as_much_room_as_it_is_long() {
+    let world = world();
+    let session = world.session().await;
+    world.holds.send_replace(true);
+    let waiting =
+        futures_util::future::join_all(
+            (0..40).map(|id| {
+                let (world, session) = (&world, &session);
+                async move {
+                    world.post(session, request(id, "echo", json!(id))).await.unwrap().json().await["result"] == id
+                }
+            }),
+        );
+    let release = async {
+        // Longer than any of them would wait for room.
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        world.holds.send_replace(false);
+    };
+    let (answered, ()) = tokio::join!(waiting, release);
+    assert!(answered.into_iter().all(|answered| answered));
+
+    let (chunks, body) = mpsc::channel::<Result<Bytes, std::io::Error>>(1);
+    let body = Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(body));
+    let room = Arc::clone(&world.bridge.inbound);
+    let sending = async {
+        let message = request(1, "echo", json!("x".repeat(3 * IN_UNIT))).to_string();
+        for chunk in message.into_bytes().chunks(1000) {
+            chunks.send(Ok(Bytes::copy_from_slice(chunk))).await.unwrap();
+        }
+        while chunks.capacity() == 0 {
+            tokio::task::yield_now().await;
+        }
+        tokio::task::yield_now().await;
+        assert_eq!(room.available_permits(), IN_UNITS - 4);
+        drop(chunks);
+    };
+    let key = [("mcp-session-id", session.as_str())];
+    let (answer, ()) = tokio::join!(world.send("POST", &key, body), sending);
+    assert_eq!(answer.unwrap().json().await["result"].as_str().unwrap().len(), 3 * IN_UNIT);
+    assert_eq!(world.bridge.inbound.available_permits(), IN_UNITS);
+}
