@@ -138,7 +138,7 @@ pub(super) fn take_confidential(
 ///
 /// Values of secrets are in the vault before: of what is written down nothing may be missing. Should the agent die in between, the
 /// vault has a folder too many, which goes with the next start.
-fn commit_with(
+pub(super) fn commit_with(
     desk: &mut Desk,
     mut contents: Contents,
     confidential: BTreeMap<InstanceName, Confidential>,
