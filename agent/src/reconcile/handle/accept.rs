@@ -116,6 +116,9 @@ fn is_new(contents: &Contents, entry: &Entry) -> Result<bool, Rejection> {
             }
         };
     }
+    if contents.strange.contains_key(&name) {
+        return Err(Rejection::Unread(name));
+    }
     let id = &entry.spec.account_tool_instance_id;
     if let Some(there) = contents.entries.values().find(|there| &there.spec.account_tool_instance_id == id) {
         return Err(Rejection::IdTaken { id: id.clone(), holder: there.spec.name.clone() });
