@@ -168,7 +168,13 @@ impl Line {
         let (outlet, inlet) = pipe(&self.budget);
         let mark = outlet.mark();
         let mut state = self.state();
+        let mut refusals = Vec::new();
         for Kept { message, ask } in state.backlog.remove(&session).unwrap_or_default() {
+            // Others needed its room more.
+            let Some(message) = message.taken() else {
+                refusals.extend(ask.and_then(|ask| state.board.refuse(ask, NOT_LISTENING)));
+                continue;
+            };
             match ask {
                 Some(ask) if !state.board.is_asked(ask) => continue,
                 Some(ask) => state.board.waits(ask, false, Instant::now()),
@@ -182,6 +188,7 @@ impl Line {
             state.board.listens(session, true);
         }
         drop(state);
+        refusals.into_iter().for_each(|refusal| self.post(refusal));
         Listening { line: Arc::clone(self), session, mark, inlet }
     }
 
@@ -462,8 +469,11 @@ impl Drop for Listening {
         self.inlet.close();
         let mut refusals = Vec::new();
         while let Ok(Piece { message, ask, .. }) = self.inlet.try_recv() {
-            let Some(message) = message.taken() else { continue };
-            refusals.extend(self.line.state().lay_by(self.session, Kept { message, ask }, Instant::now()));
+            let mut state = self.line.state();
+            refusals.extend(match message.taken() {
+                Some(message) => state.lay_by(self.session, Kept { message, ask }, Instant::now()),
+                None => ask.and_then(|ask| state.board.refuse(ask, NOT_READING)),
+            });
         }
         refusals.into_iter().for_each(|refusal| self.line.post(refusal));
     }

@@ -76,3 +76,19 @@ async fn what_there_is_no_room_for_is_refused_at_once() {
         assert_eq!(next(&mut stream).await["method"], "sampling/createMessage");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_a_client_that_does_not_listen_makes_room_for_others_and_is_answered() {
+    let mut world = world_with(Manner::Legacy, Sharing::Own, Budget::of(60_000));
+    let session = world.session().await;
+    let long = request("s", "sampling/createMessage", json!({"text": "x".repeat(50_000)}));
+    world.server_says(&session, [long, noise()]).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let answer = world.post(&session, request(1, "big", json!({"bytes": 30_000}))).await.unwrap();
+    assert_eq!(answer.json().await["result"].as_str().unwrap().len(), 30_000);
+    let mut stream = world.listen(&session).await;
+    let refused = world.hears_an_answer().await;
+    assert_eq!((&refused["id"], &refused["error"]["code"]), (&json!("s"), &json!(-32603)));
+    // The stream goes on with what is still there.
+    assert_eq!(next(&mut stream).await["method"], "notifications/tools/list_changed");
+}
