@@ -239,6 +239,61 @@ async fn many_clients_that_do_not_read_large_answers_share_one_bound_and_hold_no
     assert_eq!(budget.taken(), 0);
 }
 
+/// The same over real connections, which take more than they have been read: what is left of an answer is given up, not only what waits before it.
+#[tokio::test]
+async fn a_connection_that_is_not_read_gives_up_what_it_has_of_an_answer() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let bytes = 15_000_000;
+    let budget = Budget::of(bytes);
+    let world = world_with(Manner::Legacy, Sharing::Shared, budget.clone());
+    let (slow, quick) = (world.session().await, world.session().await);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let bridge = Arc::clone(&world.bridge);
+    let serving = axum::Router::new().fallback(move |request: Request<Body>| {
+        let bridge = Arc::clone(&bridge);
+        async move { bridge.serve(request).await.unwrap() }
+    });
+    tokio::spawn(async move { axum::serve(listener, serving).await });
+    let ask = async |session: &str, bytes: usize| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(64 * 1024).unwrap();
+        let mut stream = socket.connect(address).await.unwrap();
+        let message = request(1, "big", json!({"bytes": bytes})).to_string();
+        let head = format!(
+            "POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\naccept: */*\r\n\
+             mcp-session-id: {session}\r\ncontent-length: {}\r\n\r\n",
+            message.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(message.as_bytes()).await.unwrap();
+        stream
+    };
+    let all_of = async |mut stream: tokio::net::TcpStream| {
+        let mut text = Vec::new();
+        // One that was cut off may end in an error.
+        drop(tokio::time::timeout(LIMIT, stream.read_to_end(&mut text)).await.unwrap());
+        text.iter().filter(|byte| **byte == b'x').count()
+    };
+    let unread = ask(&slow, bytes).await;
+    let begun = async {
+        while budget.taken() == 0 || budget.taken() == bytes {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, begun).await.unwrap();
+    let read = ask(&quick, 14_000_000).await;
+    assert!(all_of(read).await >= 14_000_000);
+    let got = all_of(unread).await;
+    assert!((1..bytes).contains(&got), "{got}");
+    let settled = async {
+        while budget.taken() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, settled).await.unwrap();
+}
+
 #[tokio::test]
 async fn what_is_for_everybody_comes_to_all_who_listen() {
     let world = world();
