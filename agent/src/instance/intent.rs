@@ -96,4 +96,7 @@ pub enum FailureKind {
     SecretsUnavailable,
     /// Docker failed.
     EngineFailed,
+    /// One that another version of the agent knows, as that wrote it down.
+    #[serde(untagged)]
+    Unknown(serde_json::Value),
 }

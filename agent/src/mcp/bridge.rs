@@ -7,8 +7,10 @@
 //! When the server goes, every call under way fails at once and all sessions are gone with it: their next request is answered with 404, upon
 //! which clients begin anew. The link is made again by the next call that needs it.
 
+mod budget;
 mod downstream;
 mod envelope;
+mod feed;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzed;
 mod handshake;
@@ -29,6 +31,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 
+use self::budget::Budget;
 use self::line::Line;
 use self::switchboard::{Abilities, SessionKey};
 use super::link::sse::SseDialer;
@@ -39,7 +42,7 @@ use crate::engine::{ContainerId, Engine};
 use crate::reconcile::Upstream;
 
 pub use self::downstream::Refused;
-pub(super) use self::envelope::single_line;
+pub(super) use self::envelope::{Unanswered, single_line};
 pub use self::handshake::Known;
 
 /// Sessions of one instance.
@@ -52,7 +55,7 @@ const SPARE: Duration = Duration::from_secs(60);
 const SWEEP: Duration = Duration::from_secs(60);
 /// Opening a link; nothing of the server's own doing is part of it.
 const DIAL: Duration = Duration::from_secs(10);
-/// For the handshake with a server that may have to start first.
+/// How long a client waits for the handshake with a server that may have to start first. The handshake itself goes on.
 const HANDSHAKE: Duration = Duration::from_secs(60);
 /// Memory for requests on their way in, in [`IN_UNIT`]s.
 const IN_UNITS: usize = 1024;
@@ -77,13 +80,20 @@ struct Inner {
     engine: Arc<dyn Engine>,
     /// A container that is started again may have another address.
     bridges: Mutex<HashMap<(ContainerId, SocketAddr), Arc<Bridge>>>,
+    /// Memory for what waits for clients of any of them.
+    budget: Budget,
     shutdown: CancellationToken,
 }
 
 impl Bridges {
     /// No bridges yet. Listening streams end when `shutdown` says so; calls under way don't.
     pub fn new(engine: Arc<dyn Engine>, shutdown: CancellationToken) -> Self {
-        let inner = Arc::new(Inner { engine, bridges: Mutex::default(), shutdown: shutdown.clone() });
+        let inner = Arc::new(Inner {
+            engine,
+            bridges: Mutex::default(),
+            budget: Budget::default(),
+            shutdown: shutdown.clone(),
+        });
         tokio::spawn(sweep(Arc::downgrade(&inner), shutdown));
         Self { inner }
     }
@@ -100,10 +110,11 @@ impl Bridges {
             Transport::Websocket => (Sharing::Own, Arc::new(WebsocketDialer::new(address, path))),
             Transport::Http => return None,
         };
+        let (budget, shutdown) = (&self.inner.budget, &self.inner.shutdown);
         let mut bridges = lock(&self.inner.bridges);
-        let bridge = bridges
-            .entry((upstream.container.clone(), address))
-            .or_insert_with(|| Bridge::new(upstream.instance.as_str(), sharing, dial, self.inner.shutdown.clone()));
+        let bridge = bridges.entry((upstream.container.clone(), address)).or_insert_with(|| {
+            Bridge::new(upstream.instance.as_str(), sharing, dial, budget.clone(), shutdown.clone())
+        });
         Some(Arc::clone(bridge))
     }
 }
@@ -161,12 +172,20 @@ pub struct Bridge {
     next_session: AtomicU64,
     /// Memory for requests on their way in.
     inbound: Arc<Semaphore>,
+    /// Memory for what waits for clients, of this bridge and all others.
+    budget: Budget,
     shutdown: CancellationToken,
 }
 
 impl Bridge {
     /// A bridge to the server `dial` leads to.
-    pub fn new(instance: &str, sharing: Sharing, dial: Arc<dyn Dial>, shutdown: CancellationToken) -> Arc<Self> {
+    fn new(
+        instance: &str,
+        sharing: Sharing,
+        dial: Arc<dyn Dial>,
+        budget: Budget,
+        shutdown: CancellationToken,
+    ) -> Arc<Self> {
         Arc::new(Self {
             instance: instance.to_owned(),
             sharing,
@@ -175,6 +194,7 @@ impl Bridge {
             sessions: Mutex::default(),
             next_session: AtomicU64::new(1),
             inbound: Arc::new(Semaphore::new(IN_UNITS)),
+            budget,
             shutdown,
         })
     }
@@ -201,7 +221,14 @@ impl Bridge {
         }
     }
 
-    /// The link of those who have none of their own, and what the server said on it.
+    /// The same for a client, which isn't left waiting for as long as a server may take to start.
+    async fn common_in_time(&self) -> Result<(Arc<Line>, Option<Arc<Known>>), Refused> {
+        let common = timeout(HANDSHAKE, self.common()).await.map_err(|_| Refused::Silent)?;
+        common.map_err(Refused::Unreachable)
+    }
+
+    /// The link of those who have none of their own, and what the server said on it. It is waited for as long as the server's process is
+    /// there: on another link over the same standard streams that would be asked to initialize a second time.
     async fn common(&self) -> Result<(Arc<Line>, Option<Arc<Known>>), LinkEnd> {
         let opening = {
             let mut common = lock(&self.common);
@@ -216,16 +243,13 @@ impl Bridge {
     /// In a task of its own: whoever waits for it may go away.
     fn start_opening(&self) -> Opening {
         let (dial, instance, sharing) = (Arc::clone(&self.dial), self.instance.clone(), self.sharing);
+        let budget = self.budget.clone();
         let opening = tokio::spawn(async move {
-            let line = dial_line(dial.as_ref(), &instance, false).await?;
+            let line = dial_line(dial.as_ref(), &instance, false, budget).await?;
             if sharing == Sharing::Own {
                 return Ok((line, None));
             }
-            let known = timeout(HANDSHAKE, handshake::shake_hands(&line)).await;
-            let known = known.unwrap_or_else(|_| {
-                let seconds = HANDSHAKE.as_secs();
-                Err(LinkEnd::because(format!("the server did not answer the handshake within {seconds} seconds")))
-            })?;
+            let known = handshake::shake_hands(&line).await?;
             tracing::info!(instance, "connected to an MCP server");
             Ok((line, Some(Arc::new(known))))
         });
@@ -234,7 +258,7 @@ impl Bridge {
 
     /// A link of its own.
     async fn open(&self) -> Result<Arc<Line>, LinkEnd> {
-        dial_line(self.dial.as_ref(), &self.instance, true).await
+        dial_line(self.dial.as_ref(), &self.instance, true, self.budget.clone()).await
     }
 
     /// The session called `id`, as long as its link is there.
@@ -304,12 +328,12 @@ fn is_of_use(opening: &Opening) -> bool {
     }
 }
 
-async fn dial_line(dial: &dyn Dial, instance: &str, exclusive: bool) -> Result<Arc<Line>, LinkEnd> {
+async fn dial_line(dial: &dyn Dial, instance: &str, exclusive: bool, budget: Budget) -> Result<Arc<Line>, LinkEnd> {
     let link = timeout(DIAL, dial.dial()).await.unwrap_or_else(|_| {
         let seconds = DIAL.as_secs();
         Err(LinkEnd::because(format!("no connection to the server came about within {seconds} seconds")))
     })?;
-    Ok(Line::new(link, instance, exclusive))
+    Ok(Line::new(link, instance, exclusive, budget))
 }
 
 /// A client's session.

@@ -33,7 +33,7 @@ impl Loop {
         let contents = desk.contents().clone();
         // A ledger that has yet to be put together again says nothing about what is wanted.
         if !self.recover {
-            shared.secrets.sweep(contents.entries.values().map(|entry| &**entry));
+            shared.secrets.sweep(&contents);
         }
         let (now, moment) = (Instant::now(), Moment::now());
         let mut jobs = Vec::new();
@@ -157,10 +157,14 @@ impl Loop {
         if self.recover || self.orphan_work.as_ref().is_some_and(|work| !work.is_finished()) {
             return;
         }
+        let owned = |name: &InstanceName| {
+            let wanted = contents.entries.contains_key(name) || contents.strange.contains_key(name);
+            wanted || self.tracks.contains_key(name)
+        };
         let strays = self
             .observed
             .iter()
-            .filter(|(name, _)| !contents.entries.contains_key(*name) && !self.tracks.contains_key(*name))
+            .filter(|(name, _)| !owned(name))
             .flat_map(|(_, containers)| containers)
             .chain(&self.nameless);
         let strays: Vec<ContainerId> = strays
@@ -171,7 +175,9 @@ impl Loop {
             return;
         }
         let engine = Arc::clone(&self.engine);
-        self.observed.retain(|name, _| contents.entries.contains_key(name) || self.tracks.contains_key(name));
+        self.observed.retain(|name, _| {
+            contents.entries.contains_key(name) || contents.strange.contains_key(name) || self.tracks.contains_key(name)
+        });
         self.nameless.retain(|container| contents.unreadable.contains(container.id.as_str()));
         self.orphan_work = Some(tokio::spawn(async move {
             for container in strays {

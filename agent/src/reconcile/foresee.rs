@@ -21,6 +21,7 @@ impl Instances {
         self.looked().await;
         let contents = self.shared.desk().await.contents().clone();
         let name = match contents.entries.get(&spec.name) {
+            None if contents.strange.contains_key(&spec.name) => NameOutlook::OtherSpec,
             None => NameOutlook::Free,
             Some(there) => match there.intent {
                 Intent::Remove(_) => NameOutlook::BeingRemoved,

@@ -95,6 +95,12 @@ pub enum Rejection {
     /// Another spec has this name.
     #[error("an instance called {0} exists with another specification; change it with PUT /tools/{0}")]
     Exists(InstanceName),
+    /// Another version of the agent wrote the instance down, and this one can't read it.
+    #[error(
+        "an instance called {0} was deployed with a newer version of the agent, and this one can't read it: it is left as it is until \
+         the agent is updated again"
+    )]
+    Unread(InstanceName),
     /// Another instance has this id.
     #[error("the accountToolInstanceId {id} belongs to the instance {holder}")]
     IdTaken {

@@ -17,7 +17,8 @@ use super::Timing;
 use super::desk::Shared;
 use crate::disks::Room;
 use crate::engine::{EngineError, HeldImage};
-use crate::store::ledger::{Contents, PulledImage};
+use crate::instance::ImageReference;
+use crate::store::ledger::{Contents, PulledImage, StrangeEntry};
 
 /// How often the disks are looked at.
 const LOOK: Duration = Duration::from_secs(60);
@@ -130,7 +131,13 @@ pub(super) fn sort(contents: &Contents, held: &[HeldImage]) -> Sorted {
 /// Names of all images that instances are promised, in both of their versions.
 fn named(contents: &Contents) -> BTreeSet<String> {
     let versions = contents.entries.values().flat_map(|entry| [Some(entry.present()), entry.next()]);
-    versions.flatten().map(|version| version.spec.image.familiar()).collect()
+    let strange = contents.strange.values().flat_map(StrangeEntry::images);
+    let strange = strange.filter_map(|image| image.parse::<ImageReference>().ok());
+    versions
+        .flatten()
+        .map(|version| version.spec.image.familiar())
+        .chain(strange.map(|image| image.familiar()))
+        .collect()
 }
 
 /// What has to be removed for an image to go; nothing when somebody else has a name for it. A digest under the name of a tag comes and goes

@@ -29,7 +29,7 @@ use crate::instance::{
     DeploymentId, Failure, FailureKind, Intent, Provider, SecretForm, SecretName, SecretSources, SecretValues, State,
     fetched_again_after,
 };
-use crate::store::ledger::{Entry, Version};
+use crate::store::ledger::{Contents, StrangeEntry, Version};
 use crate::store::vault::{Vault, VaultError, Written};
 
 /// How many instances' secrets are fetched side by side.
@@ -126,9 +126,10 @@ impl Keeper {
     }
 
     /// Removes what belongs to no version any more.
-    pub(super) fn sweep<'a>(&self, entries: impl Iterator<Item = &'a Entry>) {
-        let versions = entries.flat_map(|entry| [Some(entry.present()), entry.next()]).flatten();
-        let wanted: BTreeSet<uuid::Uuid> = versions.map(|version| version.deployment.0).collect();
+    pub(super) fn sweep(&self, contents: &Contents) {
+        let versions = contents.entries.values().flat_map(|entry| [Some(entry.present()), entry.next()]).flatten();
+        let strange = contents.strange.values().flat_map(StrangeEntry::deployments);
+        let wanted: BTreeSet<uuid::Uuid> = versions.map(|version| version.deployment.0).chain(strange).collect();
         self.accounts().retain(|deployment, _| wanted.contains(&deployment.0));
         if let Err(error) = self.vault.keep(|deployment| wanted.contains(&deployment.0)) {
             tracing::error!(error = &error as &dyn std::error::Error, "secrets nobody needs could not be removed");

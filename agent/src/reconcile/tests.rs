@@ -11,6 +11,7 @@ mod networks;
 mod properties;
 mod rivals;
 mod secrets;
+mod taken_back;
 mod updates;
 
 use std::collections::BTreeMap;

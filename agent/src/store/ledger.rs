@@ -6,6 +6,7 @@
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzed;
+mod strange;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -20,7 +21,9 @@ use sha2::{Digest, Sha256};
 use crate::instance::{Batch, Course, DeploymentId, Failure, Intent, LastUpdate, Spec, SpecHash, Update};
 use crate::store::durable;
 
-/// Version of the file's format.
+pub use self::strange::StrangeEntry;
+
+/// Version of the file's format. What older agents pass over, or leave alone ([`strange`]), is no reason for another.
 const FORMAT: u32 = 1;
 
 /// What one instance was promised to be.
@@ -120,19 +123,18 @@ impl Entry {
 }
 
 /// What the ledger holds.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Contents {
     /// Every instance.
     pub entries: BTreeMap<InstanceName, Arc<Entry>>,
+    /// Instances that another version of the agent wrote down and this one can't read. Left alone.
+    pub strange: BTreeMap<InstanceName, StrangeEntry>,
     /// Ids of containers that bear our labels and could not be read when a lost ledger was put together again. Left alone.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub unreadable: BTreeSet<String>,
     /// Instances that were deployed with registry credentials. Those are in memory only; this tells that they were lost from that they were
     /// never needed.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub with_credentials: BTreeSet<InstanceName>,
     /// Images the agent itself pulled and that were not on the host before, by their engine's id. Nobody else's are ever removed.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub images: BTreeMap<String, PulledImage>,
 }
 
@@ -306,8 +308,7 @@ fn parse(bytes: &[u8]) -> Result<(u64, Contents), String> {
     if hex::encode(Sha256::digest(body)) != header.sha256 {
         return Err("its checksum is wrong: it was truncated or changed".to_owned());
     }
-    let contents: Contents =
-        serde_json::from_slice(body).map_err(|error| format!("its entries can't be read: {error}"))?;
+    let contents = strange::read(body).map_err(|error| format!("its entries can't be read: {error}"))?;
     // Everything is done by an entry's name, to the container its spec names.
     match contents.entries.iter().find(|(name, entry)| *name != &entry.spec.name) {
         Some((name, entry)) => Err(format!("its entry {name} is about {}", entry.spec.name)),
@@ -322,7 +323,7 @@ mod tests {
     use super::*;
     use crate::instance::spec::examples;
 
-    fn contents(names: &[&str]) -> Contents {
+    pub(super) fn contents(names: &[&str]) -> Contents {
         let entries = names.iter().map(|name| {
             let spec = examples::spec(name);
             let entry = Entry {

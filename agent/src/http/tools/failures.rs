@@ -49,6 +49,7 @@ pub(in crate::http) fn rejected(rejection: Rejection) -> ApiError {
             let error = "this agent has no place in memory to keep secrets in, and nothing was changed; its log says what is missing";
             ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "no_secret_store", error)
         }
+        Rejection::Unread(_) => conflict("agent_outdated"),
         Rejection::Superseded(_) => conflict("superseded"),
         Rejection::EngineUnavailable => {
             let error = "the Docker Engine on the droplet does not answer; GET /ready tells when it does";
@@ -92,6 +93,7 @@ fn failed(failure: Failure) -> ApiError {
         FailureKind::EgressUnavailable => answer(StatusCode::SERVICE_UNAVAILABLE, "egress_unavailable"),
         FailureKind::NeedsSecrets => answer(StatusCode::CONFLICT, "needs_secrets"),
         FailureKind::SecretsUnavailable => answer(StatusCode::BAD_GATEWAY, "secrets_unavailable"),
+        FailureKind::Unknown(_) => answer(unprocessable, "failed"),
         FailureKind::EngineFailed => {
             let error = "the Docker Engine failed; GET /tools/{ref}/events has what it said";
             ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "docker_failed", error)

@@ -193,7 +193,10 @@ fn deploying() -> Operation {
         .fails(&NOT_VALID)
         .fails(&CHANGING)
         .fails(&RUNNING)
-        .fails(&[(409, "instance_exists", "the name or the `accountToolInstanceId` belongs to another specification; `details` says to whom")])
+        .fails(&[
+            (409, "agent_outdated", "an instance with this name was deployed with a newer version of the agent, and is left as it is"),
+            (409, "instance_exists", "the name or the `accountToolInstanceId` belongs to another specification; `details` says to whom"),
+        ])
 }
 
 fn updating() -> Operation {

@@ -9,17 +9,19 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use bytes::{BufMut as _, Bytes, BytesMut};
-use futures_util::stream;
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
+use super::budget::Parcel;
 use super::envelope::{self, Envelope, Kind};
-use super::line::{Came, Listening, NotSent, Pending};
+use super::feed::{self, Call, Ear, Shape};
+use super::line::{Came, NotSent, Pending};
 use super::switchboard::{Abilities, Owner, Refusal};
-use super::{Bridge, HANDSHAKE, IN_UNIT, IN_UNITS, InUse, Sharing, single_line};
+use super::{Bridge, HANDSHAKE, IN_UNIT, IN_UNITS, InUse, Sharing};
 use crate::mcp::MAX_MESSAGE_BYTES;
 use crate::mcp::era::{LEGACY, MODERN};
 use crate::mcp::link::LinkEnd;
@@ -31,12 +33,8 @@ const EVENTS: &str = "text/event-stream";
 /// Methods of whose results the newer era wants to know how long they may be kept.
 const CACHEABLE: [&str; 5] =
     ["tools/list", "prompts/list", "resources/list", "resources/templates/list", "resources/read"];
-/// Puts an answer into the words of the client's era.
-type Shape = fn(Bytes) -> Bytes;
 /// How long a client waits for the head of an answer. After that it is a stream, whatever comes on it.
 const HEAD: Duration = Duration::from_secs(5);
-/// Between two signs of life on a stream on which nothing happens.
-const ALIVE: Duration = Duration::from_secs(15);
 /// How long a request waits for memory.
 const ROOM: Duration = Duration::from_secs(10);
 /// The protocol's code for headers that say something else than the message.
@@ -91,7 +89,7 @@ pub enum Refused {
     #[error("{0}")]
     Unreachable(LinkEnd),
     /// The server didn't answer a client's `initialize`.
-    #[error("the server did not answer initialize")]
+    #[error("the server has not answered initialize yet; try again")]
     Silent,
 }
 
@@ -128,12 +126,7 @@ impl Bridge {
         if !accepts(headers, JSON) || !accepts(headers, EVENTS) {
             return Err(Refused::NotAcceptable("application/json and text/event-stream"));
         }
-        let room = self.room(headers).await?;
-        let message = Limited::new(body, MAX_MESSAGE_BYTES)
-            .collect()
-            .await
-            .map_err(|error| if error.is::<LengthLimitError>() { Refused::TooLong } else { Refused::BrokeOff })?;
-        let message = message.to_bytes();
+        let (message, room) = self.take_in(headers, body).await?;
         let envelope = Envelope::read(&message).map_err(|malformed| Refused::NoMessage(malformed.to_string()))?;
         let era = Era::of(headers, &envelope)?;
         let is_initialize = envelope.kind == Kind::Request && envelope.method == "initialize";
@@ -144,14 +137,32 @@ impl Bridge {
         }
     }
 
-    /// Memory for the message that is about to be read.
-    async fn room(&self, headers: &HeaderMap) -> Result<OwnedSemaphorePermit, Refused> {
+    /// Reads a message, and has the memory for it: for all of it beforehand where its length is known, otherwise for as much as has come.
+    async fn take_in(&self, headers: &HeaderMap, body: Body) -> Result<(Bytes, OwnedSemaphorePermit), Refused> {
         let declared = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        let bytes: usize = declared.unwrap_or(MAX_MESSAGE_BYTES);
-        if bytes > MAX_MESSAGE_BYTES {
+        let declared: usize = declared.unwrap_or(0);
+        if declared > MAX_MESSAGE_BYTES {
             return Err(Refused::TooLong);
         }
-        let units = u32::try_from(bytes.div_ceil(IN_UNIT).clamp(1, IN_UNITS)).unwrap_or(1);
+        let mut room = self.room(units(declared)).await?;
+        let mut message = BytesMut::with_capacity(declared);
+        let mut body = Limited::new(body, MAX_MESSAGE_BYTES);
+        while let Some(frame) = body.frame().await {
+            let frame = frame
+                .map_err(|error| if error.is::<LengthLimitError>() { Refused::TooLong } else { Refused::BrokeOff })?;
+            let Ok(data) = frame.into_data() else { continue };
+            let more = units(message.len() + data.len()).saturating_sub(room.num_permits());
+            if more > 0 {
+                // Several may wait for each other here; the first that has waited long enough makes room for the rest.
+                room.merge(self.room(more).await?);
+            }
+            message.extend_from_slice(&data);
+        }
+        Ok((message.freeze(), room))
+    }
+
+    async fn room(&self, units: usize) -> Result<OwnedSemaphorePermit, Refused> {
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
         match timeout(ROOM, self.inbound.clone().acquire_many_owned(units)).await {
             Ok(Ok(room)) => Ok(room),
             Ok(Err(_)) | Err(_) => Err(Refused::Busy),
@@ -161,7 +172,7 @@ impl Bridge {
     async fn initialize(&self, request: &Envelope<'_>) -> Result<Response<Body>, Refused> {
         match self.sharing {
             Sharing::Shared => {
-                let (line, known) = self.common().await.map_err(Refused::Unreachable)?;
+                let (line, known) = self.common_in_time().await?;
                 let nobody = || Refused::Unreachable(LinkEnd::because("nobody has shaken hands"));
                 let known = known.ok_or_else(nobody)?;
                 let wanted = envelope::string(request.params.protocol_version);
@@ -234,7 +245,7 @@ impl Bridge {
                     let error = envelope::error(message.id, HEADER_MISMATCH, &mismatch);
                     return Ok(json(StatusCode::BAD_REQUEST, error));
                 }
-                let (mut line, known) = self.common().await.map_err(Refused::Unreachable)?;
+                let (mut line, known) = self.common_in_time().await?;
                 let initialized = known.is_some_and(|known| known.initialized().is_some());
                 if initialized && message.method == "server/discover" {
                     // Clients that know both eras begin a session upon this, in which the server can ask them things, too.
@@ -248,7 +259,7 @@ impl Bridge {
                 let mut pending = line.call(Owner::Lone, &request).await;
                 if let Err(NotSent::Ended(_)) = pending {
                     // It ended just now, and nothing was sent.
-                    line = self.common().await.map_err(Refused::Unreachable)?.0;
+                    line = self.common_in_time().await?.0;
                     pending = line.call(Owner::Lone, &request).await;
                 }
                 drop(room);
@@ -262,7 +273,7 @@ impl Bridge {
             Kind::Notification => {
                 // To a shared server the agent has said so itself, once.
                 if self.sharing == Sharing::Own || message.method != "notifications/initialized" {
-                    let (line, _) = self.common().await.map_err(Refused::Unreachable)?;
+                    let (line, _) = self.common_in_time().await?;
                     line.notify(Owner::Lone, message).await.map_err(Refused::Unreachable)?;
                 }
                 Ok(accepted())
@@ -280,15 +291,7 @@ impl Bridge {
         }
         let session = self.session_of(headers)?;
         let listening = session.line.listen(session.key);
-        let end = self.shutdown.clone();
-        let events = stream::unfold((listening, session, end), async |(mut listening, session, end)| {
-            let event = tokio::select! {
-                event = next_event(&mut listening) => event?,
-                () = end.cancelled() => return None,
-            };
-            Some((Ok::<_, std::convert::Infallible>(event), (listening, session, end)))
-        });
-        Ok(events_response(Body::from_stream(events)))
+        Ok(feed::events(Ear::new(listening, self.shutdown.clone(), session), None))
     }
 
     fn delete(&self, headers: &HeaderMap) -> Result<Response<Body>, Refused> {
@@ -306,6 +309,11 @@ impl Bridge {
         let id = headers.get(SESSION).ok_or(Refused::NoSession)?;
         id.to_str().ok().and_then(|id| self.session(id)).ok_or(Refused::DeadSession)
     }
+}
+
+/// How much of the room for requests so many bytes take.
+fn units(bytes: usize) -> usize {
+    bytes.div_ceil(IN_UNIT).clamp(1, IN_UNITS)
 }
 
 /// A session whose handshake isn't over yet.
@@ -394,9 +402,20 @@ fn decoded(value: &str) -> Option<String> {
 
 /// What the client said it can be asked.
 fn abilities(initialize: &Envelope<'_>) -> Abilities {
-    let capabilities = initialize.params.capabilities.and_then(|raw| serde_json::from_str::<Value>(raw.get()).ok());
-    let can = |what: &str| capabilities.as_ref().is_some_and(|all| all.get(what).is_some_and(Value::is_object));
-    Abilities { sampling: can("sampling"), elicitation: can("elicitation"), roots: can("roots") }
+    // The rest of it isn't read: it may be of any size.
+    #[derive(Default, Deserialize)]
+    struct Capabilities<'a> {
+        #[serde(borrow)]
+        sampling: Option<&'a RawValue>,
+        #[serde(borrow)]
+        elicitation: Option<&'a RawValue>,
+        #[serde(borrow)]
+        roots: Option<&'a RawValue>,
+    }
+    let capabilities = initialize.params.capabilities.map_or("", RawValue::get);
+    let Capabilities { sampling, elicitation, roots } = serde_json::from_str(capabilities).unwrap_or_default();
+    let can = |what: Option<&RawValue>| what.is_some_and(|what| what.get().starts_with('{'));
+    Abilities { sampling: can(sampling), elicitation: can(elicitation), roots: can(roots) }
 }
 
 fn essence(media_type: Option<&HeaderValue>) -> &str {
@@ -420,26 +439,13 @@ fn accepted() -> Response<Body> {
 }
 
 fn json(status: StatusCode, message: Bytes) -> Response<Body> {
-    let mut response = Response::new(Body::from(message));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
-    response
+    feed::json(status, Parcel::ours(message))
 }
 
 fn with_session(mut response: Response<Body>, session: &InUse) -> Response<Body> {
     if let Ok(id) = HeaderValue::from_str(&session.id) {
         response.headers_mut().insert(SESSION, id);
     }
-    response
-}
-
-fn events_response(body: Body) -> Response<Body> {
-    let mut response = Response::new(body);
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(EVENTS));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    // Some proxies wait for more otherwise.
-    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }
 
@@ -458,42 +464,13 @@ fn status_of(answer: &[u8], era: Era) -> StatusCode {
 
 async fn answer(mut pending: Pending, session: Option<InUse>, era: Era, shape: Shape) -> Response<Body> {
     let first = match timeout(HEAD, pending.next()).await {
-        Ok(Some(Came::Answer(message))) => return json(status_of(&message, era), shape(message)),
+        Ok(Some(Came::Answer(mut message))) => {
+            let status = message.read(|message| status_of(message, era));
+            message.reword(shape);
+            return feed::json(status, message);
+        }
         Ok(Some(Came::Related(message))) => Some(message),
         Ok(None) | Err(_) => None,
     };
-    let events = stream::unfold((pending, session, first), move |(mut pending, session, mut first)| async move {
-        let event = match first.take() {
-            Some(message) => event(message),
-            None => match timeout(ALIVE, pending.next()).await {
-                Ok(Some(Came::Related(message))) => event(message),
-                Ok(Some(Came::Answer(message))) => event(shape(message)),
-                Ok(None) => return None,
-                Err(_) => sign_of_life(),
-            },
-        };
-        Some((Ok::<_, std::convert::Infallible>(event), (pending, session, first)))
-    });
-    events_response(Body::from_stream(events))
-}
-
-async fn next_event(listening: &mut Listening) -> Option<Bytes> {
-    match timeout(ALIVE, listening.next()).await {
-        Ok(Some(message)) => Some(event(message)),
-        Ok(None) => None,
-        Err(_) => Some(sign_of_life()),
-    }
-}
-
-fn event(message: Bytes) -> Bytes {
-    let message = single_line(message);
-    let mut event = BytesMut::with_capacity(message.len() + 24);
-    event.put_slice(b"event: message\ndata: ");
-    event.put(message);
-    event.put_slice(b"\n\n");
-    event.freeze()
-}
-
-fn sign_of_life() -> Bytes {
-    Bytes::from_static(b":\n\n")
+    feed::events(Call::new(pending, shape, session), first)
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// A message that isn't JSON-RPC.
@@ -63,7 +63,7 @@ struct Raw<'a> {
     error: Option<&'a RawValue>,
 }
 
-fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
@@ -96,6 +96,8 @@ pub(super) struct Meta<'a> {
     pub(super) subscription_id: Option<&'a RawValue>,
     #[serde(borrow, rename = "io.modelcontextprotocol/protocolVersion")]
     pub(super) protocol_version: Option<&'a RawValue>,
+    #[serde(borrow, rename = "io.modelcontextprotocol/logLevel")]
+    pub(super) log_level: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -107,6 +109,10 @@ impl<'a> Envelope<'a> {
     /// Reads the envelope of one message.
     pub(super) fn read(message: &'a [u8]) -> Result<Self, Malformed> {
         let text = std::str::from_utf8(message).map_err(|_| Malformed::NotJson)?;
+        // Before anything of it is read: it may have millions of entries.
+        if text.trim_ascii_start().starts_with('[') {
+            return Err(Malformed::NotRpc("it is a batch, and here each message comes by itself"));
+        }
         let raw: Raw<'_> = serde_json::from_str(text).map_err(|error| {
             if error.is_data() {
                 Malformed::NotRpc("its envelope is not an object as it should be")
@@ -188,7 +194,7 @@ impl Envelope<'_> {
     /// A request of the newer era as one of the older: some servers refuse what names another version than they have agreed on.
     pub(super) fn in_legacy_words(&self) -> Bytes {
         let Some(meta) = self.params.meta else { return self.with(&[]) };
-        let Ok(mut fields) = serde_json::from_str::<BTreeMap<String, &RawValue>>(meta.get()) else {
+        let Ok(Few(mut fields)) = serde_json::from_str::<Few<BTreeMap<String, &RawValue>>>(meta.get()) else {
             return self.with(&[]);
         };
         fields.retain(|name, _| !CLIENT_KEYS.contains(&name.as_str()));
@@ -219,6 +225,73 @@ pub(super) fn in_modern_words(response: Bytes, cacheable: bool) -> Bytes {
         Some(envelope.with(&[(begun, &format!(r#"{{"resultType":"complete"{more}{comma}"#))]))
     });
     changed.unwrap_or(response)
+}
+
+/// How many entries of a list or an object are looked at one by one. More fit into 16 MiB than into memory.
+pub(super) const MAX_ENTRIES: usize = 1024;
+
+/// What has no more than [`MAX_ENTRIES`].
+struct Few<T>(T);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Few<Vec<&'a RawValue>> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Few<Vec<&'de RawValue>>;
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(formatter, "a list of at most {MAX_ENTRIES} entries")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+                let mut few = Vec::new();
+                while let Some(entry) = entries.next_element()? {
+                    if few.len() >= MAX_ENTRIES {
+                        return Err(A::Error::custom("it has too many entries"));
+                    }
+                    few.push(entry);
+                }
+                Ok(Few(few))
+            }
+        }
+        deserializer.deserialize_seq(Entries)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Few<BTreeMap<String, &'a RawValue>> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Few<BTreeMap<String, &'de RawValue>>;
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(formatter, "an object of at most {MAX_ENTRIES} fields")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Self::Value, A::Error> {
+                let mut few = BTreeMap::new();
+                while let Some((name, value)) = fields.next_entry()? {
+                    if few.len() >= MAX_ENTRIES {
+                        return Err(A::Error::custom("it has too many fields"));
+                    }
+                    few.insert(name, value);
+                }
+                Ok(Few(few))
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+/// Why something is no batch that is taken.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NoBatch {
+    /// It isn't JSON.
+    NotJson,
+    /// It has more than [`MAX_ENTRIES`].
+    TooMany,
+}
+
+/// The messages of a batch.
+pub(super) fn batch(message: &[u8]) -> Result<Vec<&RawValue>, NoBatch> {
+    let few: Result<Few<Vec<&RawValue>>, _> = serde_json::from_slice(message);
+    few.map(|few| few.0).map_err(|error| if error.is_data() { NoBatch::TooMany } else { NoBatch::NotJson })
 }
 
 fn object<'a, T: Default + Deserialize<'a>>(raw: Option<&'a RawValue>) -> Result<T, Malformed> {
@@ -252,6 +325,24 @@ pub(super) fn error(id: &str, code: i64, message: &str) -> Bytes {
 /// A response.
 pub(super) fn result(id: &str, result: &str) -> Bytes {
     Bytes::from(format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#))
+}
+
+/// What a request needs to be answered in its server's place.
+pub(crate) struct Unanswered {
+    id: String,
+}
+
+impl Unanswered {
+    /// Of a message that wants an answer.
+    pub(crate) fn of(message: &[u8]) -> Option<Self> {
+        let envelope = Envelope::read(message).ok()?;
+        (envelope.kind == Kind::Request).then(|| Self { id: envelope.id.to_owned() })
+    }
+
+    /// The answer that it failed.
+    pub(crate) fn because(&self, why: &str) -> Bytes {
+        error(&self.id, INTERNAL_ERROR, why)
+    }
 }
 
 /// JSON-RPC's code for a failure that isn't the caller's.
@@ -289,6 +380,8 @@ mod tests {
         for not_rpc in [
             "1",
             "[]",
+            " [{\"id\":1,\"method\":\"m\"}]",
+            r#"["2.0",1,null,null,{},null]"#,
             "{}",
             r#"{"id":1}"#,
             r#"{"id":1,"error":null}"#,
@@ -303,6 +396,25 @@ mod tests {
             assert!(matches!(read(not_rpc), Err(Malformed::NotRpc(_))), "{not_rpc}: {:?}", read(not_rpc));
         }
         assert_eq!(Envelope::read(b"\xff{}").map(|envelope| envelope.kind), Err(Malformed::NotJson));
+    }
+
+    #[test]
+    fn of_what_has_millions_of_entries_no_more_are_read_than_are_taken() {
+        let list = |entries: usize| format!("[{}1]", "1,".repeat(entries - 1)).into_bytes();
+        assert_eq!(batch(&list(MAX_ENTRIES)).unwrap().len(), MAX_ENTRIES);
+        assert_eq!(batch(&list(MAX_ENTRIES + 1)).unwrap_err(), NoBatch::TooMany);
+        // The rest isn't even looked at.
+        assert_eq!(batch(format!("[{}", "1,".repeat(MAX_ENTRIES + 1)).as_bytes()).unwrap_err(), NoBatch::TooMany);
+        assert_eq!(batch(b"[1,").unwrap_err(), NoBatch::NotJson);
+        let meta = |fields: usize| {
+            let fields: Vec<String> = (1..fields).map(|field| format!("\"{field}\":1")).collect();
+            let version = r#""io.modelcontextprotocol/protocolVersion":"2026-07-28""#;
+            format!(r#"{{"id":1,"method":"m","params":{{"_meta":{{{version},{}}}}}}}"#, fields.join(","))
+        };
+        let (few, many) = (meta(MAX_ENTRIES), meta(MAX_ENTRIES + 1));
+        let words = |text: &str| Envelope::read(text.as_bytes()).unwrap().in_legacy_words();
+        assert!(!words(&few).windows(10).any(|part| part == b"2026-07-28"));
+        assert_eq!(words(&many), many);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::envelope::{Envelope, Kind, single_line};
 use super::switchboard::{Abilities, Delivery, Owner, SessionKey, Switchboard};
@@ -18,14 +19,14 @@ pub(crate) fn message(data: &[u8]) {
     let (call, _) = board.request(Owner::Session(session), &Envelope::read(question).unwrap()).unwrap();
     let mut answers = 0;
     for line in data.split(|byte| *byte == b'\n').take(64) {
-        for delivery in board.take(line).unwrap_or_default() {
+        for delivery in board.take(line, Instant::now()).unwrap_or_default() {
             match delivery {
                 Delivery::Answer(to, message) => {
                     answers += 1;
                     let message = Envelope::read(&message).unwrap();
                     assert_eq!((to, message.kind, message.id), (call, Kind::Response, "\"q\""));
                 }
-                Delivery::Related(_, message) | Delivery::Session(_, message) => {
+                Delivery::Related(_, message) | Delivery::Session(_, message) | Delivery::Ask(_, _, message) => {
                     assert_ne!(Envelope::read(&message).unwrap().kind, Kind::Response);
                 }
                 Delivery::Server(message) => assert_eq!(Envelope::read(&message).unwrap().kind, Kind::Response),

@@ -11,6 +11,11 @@ use super::switchboard::Owner;
 use crate::mcp::era::{LEGACY, NEWEST_LEGACY, client_info, modern_meta};
 use crate::mcp::link::LinkEnd;
 
+/// What a server says to the agent itself is read and kept, so it has to be shorter than what it says to its clients.
+const MAX_ANSWER_BYTES: usize = 1024 * 1024;
+/// A page of its tools isn't kept.
+const MAX_PAGE_BYTES: usize = 4 * 1024 * 1024;
+
 /// What a server says of itself.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Known {
@@ -133,6 +138,10 @@ async fn ask(line: &Arc<Line>, method: &str, params: Value) -> Result<Result<Val
     // An answer we made up because there was none is not the server's.
     if let Some(end) = line.ended() {
         return Err(end.clone());
+    }
+    let most = if method == "tools/list" { MAX_PAGE_BYTES } else { MAX_ANSWER_BYTES };
+    if answer.len() > most {
+        return Err(LinkEnd::because(format!("its answer to {method} is longer than {most} bytes")));
     }
     let kind = Envelope::read(&answer).map(|envelope| envelope.kind);
     let answer: Value = match (kind, serde_json::from_slice(&answer)) {

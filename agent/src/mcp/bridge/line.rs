@@ -8,20 +8,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use bytes::Bytes;
-use serde_json::value::RawValue;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::envelope::{self, Envelope, INTERNAL_ERROR, Malformed};
-use super::outlet::{Mark, Outlet, Piece, pipe};
-use super::switchboard::{Abilities, CallId, Delivery, Owner, Refusal, SessionKey, Switchboard};
+use super::budget::{Budget, Parcel};
+use super::envelope::{self, Envelope, INTERNAL_ERROR, MAX_ENTRIES, Malformed, NoBatch};
+use super::outlet::{Mark, NotPut, Outlet, Piece, ROOM, pipe};
+use super::switchboard::{Abilities, AskId, CallId, Delivery, Owner, Refusal, SessionKey, Switchboard};
 use crate::mcp::link::{Link, LinkEnd};
 
 /// Messages kept for a session whose client doesn't listen at the moment: it may be about to, or to come back.
 const BACKLOG: usize = 16;
-/// A longer one isn't kept.
+/// A longer notification isn't kept.
 const BACKLOG_MESSAGE_BYTES: usize = 16 * 1024;
+/// Bytes kept for one session: what may wait on the stream, once it comes.
+const BACKLOG_BYTES: usize = ROOM as usize;
 /// Messages of our own that wait because the server doesn't read.
 const WAITING: usize = 64;
 /// So many lines of noise are logged one by one, and then every so-manieth.
@@ -38,6 +41,8 @@ pub(super) struct Line {
     waiting: Arc<Semaphore>,
     noise: AtomicU64,
     ended: OnceLock<LinkEnd>,
+    /// Memory for what waits for clients.
+    budget: Budget,
     /// Ends the task that reads.
     _reading: DropGuard,
 }
@@ -48,8 +53,48 @@ struct State {
     calls: HashMap<CallId, Outlet>,
     /// Of the sessions whose clients listen.
     streams: BTreeMap<SessionKey, Outlet>,
-    backlog: BTreeMap<SessionKey, VecDeque<Bytes>>,
+    backlog: BTreeMap<SessionKey, VecDeque<Kept>>,
 }
+
+/// A message that waits for its client to listen.
+#[derive(Debug)]
+struct Kept {
+    message: Parcel,
+    /// It is a request of the server, which is answered whatever comes of it.
+    ask: Option<AskId>,
+}
+
+impl State {
+    /// Keeps a message until its client listens, or hands it over if that does already. Returns what the server is told if neither can be.
+    fn lay_by(&mut self, session: SessionKey, kept: Kept, now: Instant) -> Option<Bytes> {
+        let Kept { message, ask } = kept;
+        // Then it has been answered in its client's place, as has all that one who left was asked.
+        if !self.board.is_open(session) || ask.is_some_and(|ask| !self.board.is_asked(ask)) {
+            return None;
+        }
+        if let Some(outlet) = self.streams.get(&session).filter(|outlet| !outlet.is_gone()) {
+            let stuck = outlet.offer(message, ask).is_err();
+            return ask.filter(|_| stuck).and_then(|ask| self.board.refuse(ask, NOT_READING));
+        }
+        let backlog = self.backlog.entry(session).or_default();
+        let bytes = |backlog: &VecDeque<Kept>| backlog.iter().map(|kept| kept.message.len()).sum::<usize>();
+        while backlog.len() >= BACKLOG || bytes(backlog) + message.len() > BACKLOG_BYTES {
+            match backlog.iter().position(|kept| kept.ask.is_none()) {
+                Some(notification) => drop(backlog.remove(notification)),
+                None => return self.board.refuse(ask?, NOT_LISTENING),
+            }
+        }
+        backlog.push_back(Kept { message, ask });
+        if let Some(ask) = ask {
+            self.board.waits(ask, true, now);
+        }
+        None
+    }
+}
+
+/// What the server is told about what it asked somebody who can't be reached.
+const NOT_LISTENING: &str = "the client does not listen, and too much waits for it already";
+const NOT_READING: &str = "the client does not read its messages";
 
 /// Why a request didn't go out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -64,7 +109,7 @@ pub(super) enum NotSent {
 
 impl Line {
     /// Begins to read from `link`. One that is `exclusive` is of one client only.
-    pub(super) fn new(link: Link, instance: &str, exclusive: bool) -> Arc<Self> {
+    pub(super) fn new(link: Link, instance: &str, exclusive: bool, budget: Budget) -> Arc<Self> {
         let reading = CancellationToken::new();
         let first = getrandom::u32().unwrap_or_default();
         let state = State {
@@ -80,6 +125,7 @@ impl Line {
             waiting: Arc::new(Semaphore::new(WAITING)),
             noise: AtomicU64::new(0),
             ended: OnceLock::new(),
+            budget,
             _reading: reading.clone().drop_guard(),
         });
         tokio::spawn(read(Arc::downgrade(&line), link.from_server, reading));
@@ -119,18 +165,30 @@ impl Line {
 
     /// The stream of what is for a session and belongs to no call. An earlier one ends.
     pub(super) fn listen(self: &Arc<Self>, session: SessionKey) -> Listening {
-        let (outlet, inlet) = pipe();
+        let (outlet, inlet) = pipe(&self.budget);
         let mark = outlet.mark();
         let mut state = self.state();
-        for message in state.backlog.remove(&session).unwrap_or_default() {
-            // It fits: a backlog is smaller than what may wait.
-            let _ = outlet.offer(message);
+        let mut refusals = Vec::new();
+        for Kept { message, ask } in state.backlog.remove(&session).unwrap_or_default() {
+            // Others needed its room more.
+            let Some(message) = message.taken() else {
+                refusals.extend(ask.and_then(|ask| state.board.refuse(ask, NOT_LISTENING)));
+                continue;
+            };
+            match ask {
+                Some(ask) if !state.board.is_asked(ask) => continue,
+                Some(ask) => state.board.waits(ask, false, Instant::now()),
+                None => {}
+            }
+            // It fits: a backlog is not larger than what may wait.
+            let _ = outlet.offer(message, ask);
         }
         if self.ended().is_none() {
             state.streams.insert(session, outlet);
             state.board.listens(session, true);
         }
         drop(state);
+        refusals.into_iter().for_each(|refusal| self.post(refusal));
         Listening { line: Arc::clone(self), session, mark, inlet }
     }
 
@@ -142,7 +200,7 @@ impl Line {
                 return Err(end.clone().into());
             }
             let (call, message) = state.board.request(owner, request)?;
-            let (outlet, inlet) = pipe();
+            let (outlet, inlet) = pipe(&self.budget);
             state.calls.insert(call, outlet);
             let pending = Pending { line: Arc::clone(self), call, id: request.id.to_owned(), inlet, open: true };
             (pending, message)
@@ -217,18 +275,22 @@ impl Line {
             return self.receive_one(&message).await;
         }
         // One version of the protocol has batches.
-        match serde_json::from_slice::<Vec<&RawValue>>(&message) {
+        match envelope::batch(&message) {
             Ok(batch) => {
                 for one in batch {
                     self.receive_one(one.get().as_bytes()).await;
                 }
             }
-            Err(_) => self.note_noise(&Malformed::NotJson, message.len()),
+            Err(NoBatch::NotJson) => self.note_noise(&Malformed::NotJson, message.len()),
+            // Answers may be in it, for which nobody shall wait.
+            Err(NoBatch::TooMany) => {
+                self.end(LinkEnd::because(format!("it sent a batch of more than {MAX_ENTRIES} messages")));
+            }
         }
     }
 
     async fn receive_one(&self, message: &[u8]) {
-        let deliveries = self.state().board.take(message);
+        let deliveries = self.state().board.take(message, Instant::now());
         match deliveries {
             Ok(deliveries) => {
                 for delivery in deliveries {
@@ -252,7 +314,7 @@ impl Line {
             Delivery::Answer(call, message) => {
                 let outlet = self.state().calls.remove(&call);
                 if let Some(outlet) = outlet
-                    && outlet.put(message, true).await.is_err()
+                    && outlet.put(message, true, None).await == Err(NotPut::Stuck)
                 {
                     self.note_stuck();
                 }
@@ -260,29 +322,33 @@ impl Line {
             Delivery::Related(call, message) => {
                 let outlet = self.state().calls.get(&call).cloned();
                 if let Some(outlet) = outlet
-                    && outlet.put(message, false).await.is_err()
+                    && outlet.put(message, false, None).await == Err(NotPut::Stuck)
                 {
                     self.note_stuck();
                     self.hang_up(call);
                 }
             }
-            Delivery::Session(session, message) => {
-                let outlet = self.state().streams.get(&session).cloned();
-                match outlet {
-                    None => self.keep(session, message),
-                    Some(outlet) if outlet.is_gone() => {
-                        self.stops_listening(session, &outlet.mark());
-                        self.keep(session, message);
-                    }
-                    Some(outlet) => {
-                        if outlet.put(message, false).await.is_err() {
-                            self.note_stuck();
-                            self.stops_listening(session, &outlet.mark());
-                        }
-                    }
-                }
-            }
+            Delivery::Session(session, message) => self.tell(session, message, None).await,
+            Delivery::Ask(session, ask, message) => self.tell(session, message, Some(ask)).await,
             Delivery::Server(message) => self.post(message),
+        }
+    }
+
+    async fn tell(&self, session: SessionKey, message: Bytes, ask: Option<AskId>) {
+        let outlet = self.state().streams.get(&session).cloned();
+        let Some(outlet) = outlet else { return self.keep(session, message, ask) };
+        match outlet.put(message.clone(), false, ask).await {
+            Ok(()) => {}
+            Err(NotPut::Gone) => {
+                self.stops_listening(session, &outlet.mark());
+                self.keep(session, message, ask);
+            }
+            Err(NotPut::Stuck) => {
+                self.note_stuck();
+                self.stops_listening(session, &outlet.mark());
+                let refusal = ask.and_then(|ask| self.state().board.refuse(ask, NOT_READING));
+                refusal.into_iter().for_each(|refusal| self.post(refusal));
+            }
         }
     }
 
@@ -290,16 +356,23 @@ impl Line {
         tracing::info!(instance = self.instance, "a client that does not read its messages was cut off");
     }
 
-    fn keep(&self, session: SessionKey, message: Bytes) {
-        let mut state = self.state();
-        if message.len() > BACKLOG_MESSAGE_BYTES || !state.board.is_open(session) {
-            return;
-        }
-        let backlog = state.backlog.entry(session).or_default();
-        if backlog.len() >= BACKLOG {
-            backlog.pop_front();
-        }
-        backlog.push_back(message);
+    fn keep(&self, session: SessionKey, message: Bytes, ask: Option<AskId>) {
+        let refusal = match (message.len() <= BACKLOG_MESSAGE_BYTES, ask) {
+            (false, None) => return,
+            // Nobody waits for room to be made for somebody who may not come back.
+            (_, ask) => match (self.budget.try_admit(message), ask) {
+                (Some(message), ask) => self.state().lay_by(session, Kept { message, ask }, Instant::now()),
+                (None, Some(ask)) => self.state().board.refuse(ask, NOT_LISTENING),
+                (None, None) => None,
+            },
+        };
+        refusal.into_iter().for_each(|refusal| self.post(refusal));
+    }
+
+    /// Answers what the server has waited for long enough.
+    fn expire(&self) {
+        let refusals = self.state().board.expire(Instant::now());
+        refusals.into_iter().for_each(|refusal| self.post(refusal));
     }
 
     /// Unless another stream has taken the place of this one.
@@ -343,13 +416,30 @@ impl Line {
 
 async fn read(line: Weak<Line>, mut from: mpsc::Receiver<Result<Bytes, LinkEnd>>, dropped: CancellationToken) {
     loop {
+        // Only what is read here can bring the next one nearer.
+        let Some(due) = line.upgrade().map(|line| line.state().board.due()) else { return };
+        let expiry = async {
+            match due {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
         let message = tokio::select! {
             () = dropped.cancelled() => return,
             message = from.recv() => message,
+            () = expiry => {
+                line.upgrade().inspect(|line| line.expire());
+                continue;
+            }
         };
         let Some(line) = line.upgrade() else { return };
         match message {
-            Some(Ok(message)) => line.receive(message).await,
+            Some(Ok(message)) => {
+                line.receive(message).await;
+                if line.ended().is_some() {
+                    return;
+                }
+            }
             Some(Err(end)) => return line.end(end),
             None => return line.end(LinkEnd::because("the connection to the server ended")),
         }
@@ -367,14 +457,25 @@ pub(super) struct Listening {
 
 impl Listening {
     /// The next message; nothing when the link has ended, the client listens elsewhere, or it was cut off. Safe to drop half-way.
-    pub(super) async fn next(&mut self) -> Option<Bytes> {
-        self.inlet.recv().await.map(|piece| piece.message)
+    pub(super) async fn next(&mut self) -> Option<Parcel> {
+        self.inlet.recv().await.and_then(|piece| piece.message.taken())
     }
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
         self.line.stops_listening(self.session, &self.mark);
+        // What it has not read waits for the next.
+        self.inlet.close();
+        let mut refusals = Vec::new();
+        while let Ok(Piece { message, ask, .. }) = self.inlet.try_recv() {
+            let mut state = self.line.state();
+            refusals.extend(match message.taken() {
+                Some(message) => state.lay_by(self.session, Kept { message, ask }, Instant::now()),
+                None => ask.and_then(|ask| state.board.refuse(ask, NOT_READING)),
+            });
+        }
+        refusals.into_iter().for_each(|refusal| self.line.post(refusal));
     }
 }
 
@@ -389,12 +490,12 @@ pub(super) struct Pending {
 }
 
 /// What comes of a call.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Came {
     /// Something that belongs to it.
-    Related(Bytes),
+    Related(Parcel),
     /// Its answer, or why there is none; nothing comes after it.
-    Answer(Bytes),
+    Answer(Parcel),
 }
 
 impl Pending {
@@ -403,19 +504,25 @@ impl Pending {
         if !self.open {
             return None;
         }
-        match self.inlet.recv().await {
-            Some(Piece { message, last: false, .. }) => Some(Came::Related(message)),
-            Some(Piece { message, last: true, .. }) => {
+        let piece = self.inlet.recv().await;
+        let arrived = piece.is_some();
+        match piece.and_then(|Piece { message, last, .. }| Some((message.taken()?, last))) {
+            Some((message, false)) => Some(Came::Related(message)),
+            Some((message, true)) => {
                 self.open = false;
                 Some(Came::Answer(message))
             }
             None => {
                 self.open = false;
-                let why = match self.line.ended() {
+                // It was cut off while this one waited.
+                if arrived {
+                    self.line.hang_up(self.call);
+                }
+                let why = match self.line.ended().filter(|_| !arrived) {
                     Some(end) => format!("the server did not answer: {end}"),
                     None => "the call was given up, because its client did not read or its session ended".to_owned(),
                 };
-                Some(Came::Answer(envelope::error(&self.id, INTERNAL_ERROR, &why)))
+                Some(Came::Answer(Parcel::ours(envelope::error(&self.id, INTERNAL_ERROR, &why))))
             }
         }
     }
@@ -425,7 +532,7 @@ impl Pending {
         loop {
             match self.next().await {
                 Some(Came::Related(_)) => {}
-                Some(Came::Answer(message)) => return message,
+                Some(Came::Answer(message)) => return message.whole(),
                 None => return Bytes::new(),
             }
         }

@@ -4,24 +4,48 @@
 //! ids. A progress token is replaced by that id too. Requests of the server get an id of the link's own on their way to a client.
 //!
 //! An answer is taken once: whatever else bears its id, or comes after the call was given up, is nobody's.
+//!
+//! Lines of log (`notifications/message`) say nowhere for whose sake they were written, and may hold what a client has asked for. One written
+//! while the server works for one client alone is for that, on the stream of its call; where the newer era's client didn't ask for them,
+//! for nobody. One written while it works for several is for nobody: it is in the instance's log, as is everything the server writes. One
+//! written while it works for nobody is about the server itself, and for all sessions. Whoever needs every line has to have a process of
+//! its own. That a client listens (`subscriptions/listen`) is no work.
+//!
+//! Every request of the server is answered: by its client, or in its place when that can't be asked, goes, or takes too long.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
+use tokio::time::Instant;
 
 use super::envelope::{self, Envelope, INTERNAL_ERROR, Kind, METHOD_NOT_FOUND, Malformed};
 
 /// Calls under way over one link.
 pub(super) const MAX_CALLS: usize = 1024;
-/// Requests of the server that clients haven't answered.
-const MAX_ASKED: usize = 256;
+/// Requests of the server that clients haven't answered, and how many of them one client may have: one that answers nothing leaves the others
+/// theirs.
+const MAX_ASKED: usize = 1024;
+const MAX_ASKED_OF_ONE: usize = 64;
+/// For so long one waits for its client to listen.
+const HEARD_WITHIN: Duration = Duration::from_secs(30);
+/// And for so long for the answer of one that does: there may be a person who is asked.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(30 * 60);
+/// And for so long once the call is over for whose sake it was asked: hardly anybody wants to know any more.
+const ANSWERED_AFTERWARDS: Duration = Duration::from_secs(60);
 /// Ids stay below this: some servers hold them in 32 bits.
 const LAST_ID: u32 = i32::MAX as u32;
+/// What the server is told about what it asked somebody who has left.
+const GONE: &str = "the client is gone";
 
 /// A request under way to the server, by the id it has there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct CallId(u32);
+
+/// A request of the server to a client, by the id it has there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct AskId(u32);
 
 /// A client's session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,6 +93,8 @@ pub(super) enum Delivery {
     Related(CallId, Bytes),
     /// To whoever listens for this session.
     Session(SessionKey, Bytes),
+    /// The same, and the server waits for an answer.
+    Ask(SessionKey, AskId, Bytes),
     /// To the server.
     Server(Bytes),
 }
@@ -95,6 +121,10 @@ struct Call {
     order: u64,
     /// The protocol forbids it for the handshake.
     cancellable: bool,
+    /// It only listens: nothing the server does is for its sake.
+    listens: bool,
+    /// It asked for lines of log.
+    logs: bool,
 }
 
 /// A request of the server that a client has to answer.
@@ -105,6 +135,16 @@ struct Asked {
     session: SessionKey,
     /// Whose stream it went out on.
     call: Option<CallId>,
+    /// Nobody waits longer for the answer.
+    until: Instant,
+}
+
+/// For whom the server works, as far as calls under way tell.
+enum AtWork {
+    Nobody,
+    /// For one, and what reaches that.
+    One(Owner, Option<CallId>),
+    Several,
 }
 
 #[derive(Debug)]
@@ -166,7 +206,7 @@ impl Switchboard {
         self.sessions.remove(&session);
         let its: Vec<CallId> = self.calls_of(Owner::Session(session)).collect();
         let mut out: Vec<Bytes> = its.into_iter().flat_map(|call| self.hang_up(call)).collect();
-        out.extend(self.answer_for(|asked| asked.session == session));
+        out.extend(self.answer_for(|asked| asked.session == session, GONE));
         out
     }
 
@@ -195,6 +235,9 @@ impl Switchboard {
             token: token.map(str::to_owned),
             order: self.order,
             cancellable: envelope.method != "initialize",
+            listens: envelope.method == "subscriptions/listen",
+            // In the older era a session asks for them; in the newer each call for its own.
+            logs: owner != Owner::Lone || envelope.meta.log_level.is_some(),
         };
         self.calls.insert(call, entry);
         Ok((call, message))
@@ -219,7 +262,7 @@ impl Switchboard {
             // The server won't answer; whoever still waits for it shall not wait for ever.
             Delivery::Answer(call, envelope::error(id, INTERNAL_ERROR, "the request was cancelled")),
         ];
-        out.extend(self.answer_for(|asked| asked.call == Some(call)).into_iter().map(Delivery::Server));
+        out.extend(self.answer_for(|asked| asked.call == Some(call), GONE).into_iter().map(Delivery::Server));
         out
     }
 
@@ -231,10 +274,37 @@ impl Switchboard {
         Some(envelope.with(&[(envelope.id, &asked.id)]))
     }
 
+    /// The server waits for an answer to this.
+    pub(super) fn is_asked(&self, ask: AskId) -> bool {
+        self.asked.contains_key(&ask.0)
+    }
+
+    /// A request of the server waits for its client to listen; or doesn't any more, as that does.
+    pub(super) fn waits(&mut self, ask: AskId, waits: bool, now: Instant) {
+        if let Some(asked) = self.asked.get_mut(&ask.0) {
+            asked.until = now + if waits { HEARD_WITHIN } else { ANSWERED_WITHIN };
+        }
+    }
+
+    /// A request of the server can't be put to its client. What the server is told.
+    pub(super) fn refuse(&mut self, ask: AskId, why: &str) -> Option<Bytes> {
+        self.asked.remove(&ask.0).map(|asked| envelope::error(&asked.id, INTERNAL_ERROR, why))
+    }
+
+    /// When the next request of the server has waited long enough.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.asked.values().map(|asked| asked.until).min()
+    }
+
+    /// Answers what has waited long enough.
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<Bytes> {
+        self.answer_for(|asked| asked.until <= now, "the client did not answer in time")
+    }
+
     /// Nobody waits for this call any more.
     pub(super) fn hang_up(&mut self, call: CallId) -> Vec<Bytes> {
         let Some(gone) = self.calls.remove(&call) else { return Vec::new() };
-        let mut out = self.answer_for(|asked| asked.call == Some(call));
+        let mut out = self.answer_for(|asked| asked.call == Some(call), GONE);
         if gone.cancellable {
             let id = call.0;
             out.push(Bytes::from(format!(
@@ -251,19 +321,22 @@ impl Switchboard {
     }
 
     /// A message from the server.
-    pub(super) fn take(&mut self, message: &[u8]) -> Result<Vec<Delivery>, Malformed> {
+    pub(super) fn take(&mut self, message: &[u8], now: Instant) -> Result<Vec<Delivery>, Malformed> {
         let envelope = Envelope::read(message)?;
         Ok(match envelope.kind {
-            Kind::Response => self.answered(&envelope).into_iter().collect(),
+            Kind::Response => self.answered(&envelope, now).into_iter().collect(),
             Kind::Notification => self.told(&envelope),
-            Kind::Request => vec![self.asks(&envelope)],
+            Kind::Request => vec![self.asks(&envelope, now)],
         })
     }
 
-    fn answered(&mut self, envelope: &Envelope<'_>) -> Option<Delivery> {
+    fn answered(&mut self, envelope: &Envelope<'_>, now: Instant) -> Option<Delivery> {
         let call = CallId(envelope.id.parse().ok()?);
         let entry = self.calls.remove(&call)?;
         // Whatever was asked for the sake of this call needs no answer any more, but may still get one.
+        for asked in self.asked.values_mut().filter(|asked| asked.call == Some(call)) {
+            asked.until = asked.until.min(now + ANSWERED_AFTERWARDS);
+        }
         Some(Delivery::Answer(call, envelope.with(&[(envelope.id, &entry.id)])))
     }
 
@@ -300,14 +373,19 @@ impl Switchboard {
         self.spread(envelope)
     }
 
-    /// For everybody, or for those whose it seems to be.
+    /// For everybody, but for what can only be for one.
     fn spread(&self, envelope: &Envelope<'_>) -> Vec<Delivery> {
         let message = envelope.with(&[]);
-        // A line of log written while only one client has something under way is about that.
-        if envelope.method == "notifications/message"
-            && let Some(call) = self.only_owner().and_then(|owner| self.latest_call(owner))
-        {
-            return vec![Delivery::Related(call, message)];
+        if envelope.method == "notifications/message" {
+            match self.at_work() {
+                // About the server itself.
+                AtWork::Nobody => {}
+                AtWork::One(_, call) => {
+                    let call = call.filter(|call| self.calls.get(call).is_some_and(|call| call.logs));
+                    return call.map(|call| Delivery::Related(call, message)).into_iter().collect();
+                }
+                AtWork::Several => return Vec::new(),
+            }
         }
         let to = |(key, session): (&SessionKey, &Session)| {
             // Both ways lead to the same client; one that doesn't listen may still be reached by a call.
@@ -320,7 +398,7 @@ impl Switchboard {
         self.sessions.iter().map(to).collect()
     }
 
-    fn asks(&mut self, envelope: &Envelope<'_>) -> Delivery {
+    fn asks(&mut self, envelope: &Envelope<'_>, now: Instant) -> Delivery {
         if envelope.method == "ping" {
             return Delivery::Server(envelope::result(envelope.id, "{}"));
         }
@@ -331,40 +409,42 @@ impl Switchboard {
         if !self.sessions.get(&key).is_some_and(|session| session.abilities.cover(&envelope.method)) {
             return refuse(METHOD_NOT_FOUND, "the client can't be asked this");
         }
-        if self.asked.len() >= MAX_ASKED {
+        let its = self.asked.values().filter(|asked| asked.session == key).count();
+        if self.asked.len() >= MAX_ASKED || its >= MAX_ASKED_OF_ONE {
             return refuse(INTERNAL_ERROR, "too many requests of the server are unanswered");
         }
         let id = self.free_id();
-        self.asked.insert(id, Asked { id: envelope.id.to_owned(), session: key, call });
+        self.asked.insert(id, Asked { id: envelope.id.to_owned(), session: key, call, until: now + ANSWERED_WITHIN });
         let message = envelope.with(&[(envelope.id, &id.to_string())]);
         match call {
             Some(call) => Delivery::Related(call, message),
-            None => Delivery::Session(key, message),
+            None => Delivery::Ask(key, AskId(id), message),
         }
     }
 
     /// Whom a request of the server is for: the one session for which it works, or the only one there is. Nobody is asked on a guess.
     fn responsible(&self) -> Option<(SessionKey, Option<CallId>)> {
-        let mut owners = self.owners().into_iter();
-        match (owners.next(), owners.next()) {
-            (Some(Owner::Session(key)), None) => Some((key, self.latest_call(Owner::Session(key)))),
-            (None, _) => {
+        match self.at_work() {
+            AtWork::One(Owner::Session(key), call) => Some((key, call)),
+            AtWork::Nobody => {
                 let mut sessions = self.sessions.iter();
                 let (key, session) = sessions.next()?;
                 let reached = session.listening || self.exclusive;
                 (sessions.next().is_none() && reached).then_some((*key, None))
             }
-            (Some(_), _) => None,
+            AtWork::One(..) | AtWork::Several => None,
         }
     }
 
-    fn only_owner(&self) -> Option<Owner> {
-        let mut owners = self.owners().into_iter();
-        owners.next().filter(|_| owners.next().is_none())
-    }
-
-    fn owners(&self) -> BTreeSet<Owner> {
-        self.calls.values().map(|call| call.owner).filter(|owner| *owner != Owner::Agent).collect()
+    /// For whom the server works.
+    fn at_work(&self) -> AtWork {
+        let calls = self.calls.values().filter(|call| call.owner != Owner::Agent && !call.listens);
+        let mut owners = calls.map(|call| call.owner).collect::<BTreeSet<Owner>>().into_iter();
+        match (owners.next(), owners.next()) {
+            (None, _) => AtWork::Nobody,
+            (Some(owner), None) => AtWork::One(owner, self.latest_call(owner)),
+            (Some(_), Some(_)) => AtWork::Several,
+        }
     }
 
     pub(super) fn calls_of(&self, owner: Owner) -> impl Iterator<Item = CallId> + '_ {
@@ -372,12 +452,12 @@ impl Switchboard {
     }
 
     fn latest_call(&self, owner: Owner) -> Option<CallId> {
-        let its = self.calls.iter().filter(|(_, call)| call.owner == owner);
+        let its = || self.calls.iter().filter(|(_, call)| call.owner == owner && !call.listens);
         // Clients without a session have nothing in common but that.
-        if owner == Owner::Lone && self.calls_of(owner).nth(1).is_some() {
+        if owner == Owner::Lone && its().nth(1).is_some() {
             return None;
         }
-        its.max_by_key(|(_, call)| call.order).map(|(id, _)| *id)
+        its().max_by_key(|(_, call)| call.order).map(|(id, _)| *id)
     }
 
     fn find(&self, owner: Owner, id: &str) -> Option<CallId> {
@@ -385,10 +465,10 @@ impl Switchboard {
     }
 
     /// Tells the server about what nobody will answer.
-    fn answer_for(&mut self, which: impl Fn(&Asked) -> bool) -> Vec<Bytes> {
+    fn answer_for(&mut self, which: impl Fn(&Asked) -> bool, why: &str) -> Vec<Bytes> {
         let gone: Vec<u32> = self.asked.iter().filter(|(_, asked)| which(asked)).map(|(id, _)| *id).collect();
         let gone = gone.into_iter().filter_map(|id| self.asked.remove(&id));
-        gone.map(|asked| envelope::error(&asked.id, INTERNAL_ERROR, "the client is gone")).collect()
+        gone.map(|asked| envelope::error(&asked.id, INTERNAL_ERROR, why)).collect()
     }
 
     fn free_id(&mut self) -> u32 {

@@ -13,7 +13,7 @@ use super::*;
 use crate::mcp::link::Link;
 
 /// However slow this machine is.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(90);
 
 /// A server in memory: each link to it is a new process.
 #[derive(Debug)]
@@ -42,11 +42,15 @@ struct World {
 }
 
 fn world_of(manner: Manner, sharing: Sharing) -> World {
+    world_with(manner, sharing, Budget::default())
+}
+
+fn world_with(manner: Manner, sharing: Sharing, budget: Budget) -> World {
     let (heard_sender, heard) = mpsc::unbounded_channel();
     let (holds, absent) = (watch::Sender::new(false), watch::Sender::new(false));
     let server = Server { manner, heard: heard_sender, holds: holds.subscribe(), absent: absent.subscribe() };
     let shutdown = CancellationToken::new();
-    let bridge = Bridge::new("echo", sharing, Arc::new(server), shutdown.clone());
+    let bridge = Bridge::new("echo", sharing, Arc::new(server), budget, shutdown.clone());
     World { bridge, heard, holds, absent, shutdown }
 }
 
@@ -90,8 +94,15 @@ async fn process(
         let answer = |result: Value| json!({"jsonrpc": "2.0", "id": id, "result": result});
         match message["method"].as_str() {
             None => {
-                let call = asked.remove(id.as_str().unwrap_or_default()).unwrap();
-                say(json!({"jsonrpc": "2.0", "id": call, "result": message})).await;
+                if let Some(call) = asked.remove(id.as_str().unwrap_or_default()) {
+                    say(json!({"jsonrpc": "2.0", "id": call, "result": message})).await;
+                }
+            }
+            // For nobody's sake.
+            Some("notifications/say") => {
+                for message in params["messages"].as_array().unwrap() {
+                    say(message.clone()).await;
+                }
             }
             Some("initialize") if manner == Manner::Legacy => {
                 say(answer(json!({"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}}))).await;
@@ -115,6 +126,12 @@ async fn process(
                     say(json!({"jsonrpc": "2.0", "method": "notifications/progress", "params": params})).await;
                 }
                 say(answer(json!("done"))).await;
+            }
+            Some("batch") => {
+                let noted = json!({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"});
+                let mut batch = vec![noted; usize::try_from(params["others"].as_u64().unwrap()).unwrap()];
+                batch.push(answer(json!("in a batch")));
+                say(json!(batch)).await;
             }
             Some("ask") => {
                 let own = format!("own-{id}");
@@ -244,6 +261,33 @@ impl World {
         tokio::time::timeout(LIMIT, hearing).await.unwrap()
     }
 
+    /// What the server is answered next to what it asked.
+    async fn hears_an_answer(&mut self) -> Value {
+        let hearing = async {
+            loop {
+                let message = self.heard.recv().await.unwrap();
+                if message.get("method").is_none() {
+                    return message;
+                }
+            }
+        };
+        tokio::time::timeout(LIMIT, hearing).await.unwrap()
+    }
+
+    /// The server says this, for nobody's sake, and it has been taken. What the server was answered meanwhile.
+    async fn server_says(&mut self, session: &str, messages: impl IntoIterator<Item = Value>) -> Vec<Value> {
+        let messages: Vec<Value> = messages.into_iter().chain([request("taken", "ping", json!({}))]).collect();
+        let say = json!({"jsonrpc": "2.0", "method": "notifications/say", "params": {"messages": messages}});
+        assert_eq!(self.post(session, say).await.unwrap().status, StatusCode::ACCEPTED);
+        let mut answers = Vec::new();
+        loop {
+            match self.hears_an_answer().await {
+                answer if answer["id"] == "taken" => return answers,
+                answer => answers.push(answer),
+            }
+        }
+    }
+
     fn heard_so_far(&mut self) -> Vec<Value> {
         std::iter::from_fn(|| self.heard.try_recv().ok()).collect()
     }
@@ -267,6 +311,7 @@ async fn next(body: &mut Body) -> Value {
     tokio::time::timeout(LIMIT, next).await.unwrap()
 }
 
+mod asked;
 mod calls;
 mod rules;
 mod sessions;

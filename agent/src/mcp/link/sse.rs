@@ -21,6 +21,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use self::events::{Event, Events, Kind};
 use super::{DEPTH, Dial, Link, LinkEnd};
+use crate::mcp::bridge::Unanswered;
 use crate::mcp::proxy::host_of;
 use crate::mcp::{HttpClient, MAX_MESSAGE_BYTES, http_client};
 
@@ -106,7 +107,7 @@ async fn run(
     // What isn't polled any more is dropped here, connections included: from then on sending fails.
     let end = tokio::select! {
         end = stream.deliver(&incoming) => end,
-        end = mailbox.post_all(outgoing) => end,
+        end = mailbox.post_all(outgoing, &incoming) => end,
         () = incoming.closed() => return,
     };
     // Nobody is left to be told when this fails.
@@ -162,11 +163,17 @@ struct Mailbox {
 }
 
 impl Mailbox {
-    /// Posts messages in their order, until one isn't accepted. Never done when there are merely no more: answers may still come.
+    /// Posts messages in their order, until the server or its session is gone. Never done when there are merely no more: answers may still come.
+    ///
+    /// A message that isn't accepted fails alone, and is answered in the server's place.
     ///
     /// Some servers accept a message only when they are done with it. What comes after one that isn't accepted promptly is sent beside it:
     /// it may be what the server waits for.
-    async fn post_all(self, mut outgoing: mpsc::Receiver<Bytes>) -> LinkEnd {
+    async fn post_all(
+        self,
+        mut outgoing: mpsc::Receiver<Bytes>,
+        incoming: &mpsc::Sender<Result<Bytes, LinkEnd>>,
+    ) -> LinkEnd {
         let mut slow = FuturesUnordered::new();
         let mut more = true;
         loop {
@@ -181,7 +188,7 @@ impl Mailbox {
                         more = false;
                         continue;
                     };
-                    let mut posting = Box::pin(self.post_in_time(message));
+                    let mut posting = Box::pin(self.deliver(message, incoming));
                     match timeout(PROMPT, &mut posting).await {
                         Ok(Ok(())) => {}
                         Ok(Err(end)) => return end,
@@ -193,14 +200,28 @@ impl Mailbox {
         }
     }
 
-    async fn post_in_time(&self, message: Bytes) -> Result<(), LinkEnd> {
+    async fn deliver(&self, message: Bytes, incoming: &mpsc::Sender<Result<Bytes, LinkEnd>>) -> Result<(), LinkEnd> {
+        // Not the message itself: it may be long, and its posting take minutes.
+        let unanswered = Unanswered::of(&message);
         let posted = timeout(POST_TIMEOUT, self.post(message)).await;
-        posted.unwrap_or_else(|_| Err(LinkEnd::because("it did not accept a message in time")))
+        let why = match posted.unwrap_or_else(|_| Err(NotPosted::Refused("it did not accept it in time".to_owned()))) {
+            Ok(()) => return Ok(()),
+            Err(NotPosted::Over(end)) => return Err(end),
+            Err(NotPosted::Refused(why)) => why,
+        };
+        tracing::debug!(why, "a server did not take a message");
+        if let Some(unanswered) = unanswered {
+            let answer = unanswered.because(&format!("the server did not take the message: {why}"));
+            // Nobody is left to be told when this fails.
+            let _ = incoming.send(Ok(answer)).await;
+        }
+        Ok(())
     }
 
-    async fn post(&self, message: Bytes) -> Result<(), LinkEnd> {
+    async fn post(&self, message: Bytes) -> Result<(), NotPosted> {
+        let over = |why: String| NotPosted::Over(LinkEnd::because(why));
         if message.len() > MAX_MESSAGE_BYTES {
-            return Err(LinkEnd::because(format!("a message for it is longer than {MAX_MESSAGE_BYTES} bytes")));
+            return Err(over(format!("a message for it is longer than {MAX_MESSAGE_BYTES} bytes")));
         }
         let request = Request::builder()
             .method(Method::POST)
@@ -208,10 +229,23 @@ impl Mailbox {
             .header(header::HOST, host_of(self.address))
             .header(header::CONTENT_TYPE, "application/json")
             .body(Body::from(message))
-            .map_err(|_| LinkEnd::because("its endpoint can't be posted to"))?;
-        let status = exchange(&self.client, request).await?.status();
-        if status.is_success() { Ok(()) } else { Err(LinkEnd::because(format!("it answered {status} to a message"))) }
+            .map_err(|_| over("its endpoint can't be posted to".to_owned()))?;
+        let status = exchange(&self.client, request).await.map_err(NotPosted::Over)?.status();
+        match status {
+            _ if status.is_success() => Ok(()),
+            // It doesn't know the session any more.
+            StatusCode::NOT_FOUND | StatusCode::GONE => Err(over(format!("it answered {status} to a message"))),
+            _ => Err(NotPosted::Refused(format!("it answered {status}"))),
+        }
     }
+}
+
+/// Why a message was not taken.
+enum NotPosted {
+    /// Others may be.
+    Refused(String),
+    /// No other will be.
+    Over(LinkEnd),
 }
 
 async fn exchange(client: &HttpClient, request: Request<Body>) -> Result<Response<Incoming>, LinkEnd> {

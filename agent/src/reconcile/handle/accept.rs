@@ -116,6 +116,9 @@ fn is_new(contents: &Contents, entry: &Entry) -> Result<bool, Rejection> {
             }
         };
     }
+    if contents.strange.contains_key(&name) {
+        return Err(Rejection::Unread(name));
+    }
     let id = &entry.spec.account_tool_instance_id;
     if let Some(there) = contents.entries.values().find(|there| &there.spec.account_tool_instance_id == id) {
         return Err(Rejection::IdTaken { id: id.clone(), holder: there.spec.name.clone() });
@@ -138,7 +141,7 @@ pub(super) fn take_confidential(
 ///
 /// Values of secrets are in the vault before: of what is written down nothing may be missing. Should the agent die in between, the
 /// vault has a folder too many, which goes with the next start.
-fn commit_with(
+pub(super) fn commit_with(
     desk: &mut Desk,
     mut contents: Contents,
     confidential: BTreeMap<InstanceName, Confidential>,

@@ -1,5 +1,6 @@
 //! Bringing an existing instance to another spec, with the old one kept until the new one has shown that it works.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use crate::reconcile::desk::Desk;
 use crate::reconcile::plan::Nudge;
 use crate::reconcile::status::Facts;
 use crate::store::ledger::Entry;
+use crate::store::vault::Vault;
 
 /// What became of the wish for an update.
 struct Accepted {
@@ -56,8 +58,7 @@ impl Instances {
                 if !confidential.secrets.0.is_empty() {
                     vault.open().map_err(Rejection::Vault)?;
                 }
-                let accepted = accept_update(desk, spec, gate)?;
-                accept::take_confidential(desk, &asked, confidential, vault)?;
+                let accepted = accept_update(desk, spec, gate, confidential, vault)?;
                 if accepted.deployment.is_some() && before.is_none() {
                     shared.journal.write(
                         &asked,
@@ -94,7 +95,13 @@ impl Instances {
     }
 }
 
-fn accept_update(desk: &mut Desk, spec: Spec, gate: HealthGate) -> Result<Accepted, Rejection> {
+fn accept_update(
+    desk: &mut Desk,
+    spec: Spec,
+    gate: HealthGate,
+    confidential: Confidential,
+    vault: &Vault,
+) -> Result<Accepted, Rejection> {
     let name = spec.name.clone();
     let entry = desk.contents().entries.get(&name).cloned().ok_or_else(|| Rejection::NotFound(name.clone()))?;
     let before = entry.intent.clone();
@@ -106,6 +113,7 @@ fn accept_update(desk: &mut Desk, spec: Spec, gate: HealthGate) -> Result<Accept
     }
     match &entry.update {
         Some(update) if update.spec == spec && update.course == Course::Forth => {
+            accept::take_confidential(desk, &name, confidential, vault)?;
             let ticket = desk.take_ticket(&name);
             return Ok(Accepted { ticket, deployment: Some(update.deployment), pending: entry });
         }
@@ -116,6 +124,7 @@ fn accept_update(desk: &mut Desk, spec: Spec, gate: HealthGate) -> Result<Accept
     if spec == entry.spec && (spec.pull_policy != PullPolicy::Always || !entry.proven) {
         set_intent(desk, &name, Intent::Run)?;
         desk.nudge(&name, Nudge::Start);
+        accept::take_confidential(desk, &name, confidential, vault)?;
         return Ok(Accepted { ticket: desk.take_ticket(&name), deployment: None, pending: entry });
     }
     if !entry.proven {
@@ -130,7 +139,8 @@ fn accept_update(desk: &mut Desk, spec: Spec, gate: HealthGate) -> Result<Accept
     let changed = Arc::new(changed);
     let mut contents = desk.contents().clone();
     contents.entries.insert(name.clone(), Arc::clone(&changed));
-    desk.commit(contents).map_err(Rejection::Ledger)?;
+    let confidential = BTreeMap::from([(name.clone(), confidential)]);
+    accept::commit_with(desk, contents, confidential, vault)?;
     Ok(Accepted { ticket: desk.take_ticket(&name), deployment: Some(deployment), pending: changed })
 }
 

@@ -128,15 +128,18 @@ enum Phase {
         reason: String,
         /// None when it isn't to be restarted by the agent.
         restart_at: Option<Instant>,
-        /// Not before this: it may only be busy with a call.
-        busy_until: Instant,
+        /// It may only be busy with a call. At this time that is no excuse any more; whether it answers is found out once more then.
+        excused_until: Option<Instant>,
     },
 }
 
 #[derive(Debug)]
 enum Probe {
     At(Instant),
-    UnderWay(u64),
+    UnderWay {
+        round: u64,
+        begun: Instant,
+    },
     /// It isn't to be probed now.
     Suspended,
 }
@@ -168,7 +171,7 @@ impl Supervisor {
         watched.probe = Probe::At(now.instant + part(SPREAD, &watched.process, self.round));
         self.watched = Some(watched);
         if let Some(reason) = self.condemned.take() {
-            self.hang(reason, now.instant, timing, now);
+            self.hang(reason, None, timing, now);
         }
     }
 
@@ -221,10 +224,10 @@ impl Supervisor {
         let watched = self.watched.as_mut()?;
         match watched.probe {
             Probe::At(at) if at <= now => {}
-            Probe::At(_) | Probe::UnderWay(_) | Probe::Suspended => return None,
+            Probe::At(_) | Probe::UnderWay { .. } | Probe::Suspended => return None,
         }
         self.round += 1;
-        watched.probe = Probe::UnderWay(self.round);
+        watched.probe = Probe::UnderWay { round: self.round, begun: now };
         let patience = Duration::from_secs(watched.check.timeout_seconds.into());
         if tools {
             self.tools_at = Some(now);
@@ -242,9 +245,11 @@ impl Supervisor {
         timing: &Timing,
         now: Moment,
     ) -> Heard {
-        if !self.watched.as_ref().is_some_and(|watched| matches!(watched.probe, Probe::UnderWay(at) if at == round)) {
-            return Heard::TooLate;
-        }
+        let begun = self.watched.as_ref().and_then(|watched| match watched.probe {
+            Probe::UnderWay { round: at, begun } if at == round => Some(begun),
+            Probe::UnderWay { .. } | Probe::At(_) | Probe::Suspended => None,
+        });
+        let Some(begun) = begun else { return Heard::TooLate };
         let heard = match answer {
             Ok(answer) => {
                 self.listen(&answer, now);
@@ -252,11 +257,15 @@ impl Supervisor {
             }
             Err(failure) => {
                 self.last_probe_at = Some(now.time);
-                Heard::Fails(self.failed(failure.reason, calls, timing, now))
+                Heard::Fails(self.failed(failure.reason, begun, calls, timing, now))
             }
         };
         if let Some(watched) = &mut self.watched {
-            watched.probe = Probe::At(now.instant + watched.pause(self.round));
+            let mut next = now.instant + watched.pause(self.round);
+            if let Phase::Hung { excused_until: Some(until), .. } = watched.phase {
+                next = next.min(until.max(now.instant));
+            }
+            watched.probe = Probe::At(next);
         }
         heard
     }
@@ -302,7 +311,14 @@ impl Supervisor {
         }
     }
 
-    fn failed(&mut self, reason: String, calls: &[Instant], timing: &Timing, now: Moment) -> Option<News> {
+    fn failed(
+        &mut self,
+        reason: String,
+        begun: Instant,
+        calls: &[Instant],
+        timing: &Timing,
+        now: Moment,
+    ) -> Option<News> {
         let watched = self.watched.as_mut()?;
         watched.successes = 0;
         if let Phase::Starting { last, .. } = &mut watched.phase {
@@ -319,16 +335,17 @@ impl Supervisor {
             1 => format!("it failed its probe: {reason}"),
             several => format!("it failed {several} probes in a row, the last because {reason}"),
         };
-        let busy = watched.busy_until(calls, now.instant);
-        if let Phase::Hung { reason: before, busy_until, .. } = &mut watched.phase {
+        // It may have come free since this probe began.
+        let excuse = watched.excused_until(calls).filter(|until| *until > begun);
+        if let Phase::Hung { reason: before, excused_until, .. } = &mut watched.phase {
             *before = reason;
-            *busy_until = busy;
+            *excused_until = excuse;
             return None;
         }
-        self.hang(reason, busy, timing, now)
+        self.hang(reason, excuse, timing, now)
     }
 
-    fn hang(&mut self, reason: String, busy_until: Instant, timing: &Timing, now: Moment) -> Option<News> {
+    fn hang(&mut self, reason: String, excused_until: Option<Instant>, timing: &Timing, now: Moment) -> Option<News> {
         let watched = self.watched.as_mut()?;
         if let Phase::Well { since, .. } = watched.phase
             && now.instant.saturating_duration_since(since) >= timing.stable_after
@@ -339,7 +356,7 @@ impl Supervisor {
         let pause = pause(timing, self.in_a_row);
         let restart_at = again.then(|| (now.instant + pause).max(watched.grown_at));
         let gave_up = watched.check.restart && !again;
-        watched.phase = Phase::Hung { reason, restart_at, busy_until };
+        watched.phase = Phase::Hung { reason, restart_at, excused_until };
         let reason = self.shown(now.instant).1.unwrap_or_default();
         Some(if gave_up { News::GaveUp(reason) } else { News::Unhealthy(reason) })
     }
@@ -368,8 +385,9 @@ impl Supervisor {
 
     fn restart_at(&self) -> Option<Instant> {
         match self.in_sight()?.phase {
-            Phase::Hung { restart_at, busy_until, .. } => restart_at.map(|at| at.max(busy_until)),
-            Phase::Starting { .. } | Phase::Well { .. } => None,
+            Phase::Hung { restart_at, excused_until: None, .. } => restart_at,
+            // The probe at its end comes first.
+            Phase::Hung { excused_until: Some(_), .. } | Phase::Starting { .. } | Phase::Well { .. } => None,
         }
     }
 
@@ -377,7 +395,7 @@ impl Supervisor {
     pub(in crate::reconcile) fn next(&self) -> (Option<Instant>, Option<Instant>) {
         let probe = self.watched.as_ref().and_then(|watched| match watched.probe {
             Probe::At(at) => Some(at),
-            Probe::UnderWay(_) | Probe::Suspended => None,
+            Probe::UnderWay { .. } | Probe::Suspended => None,
         });
         (probe, self.restart_at())
     }
@@ -390,7 +408,7 @@ impl Supervisor {
             Phase::Starting { last, .. } => (Health::Unknown, last.clone()),
             Phase::Well { proven: true, .. } => (Health::Healthy, None),
             Phase::Well { proven: false, .. } => (Health::Unknown, None),
-            Phase::Hung { reason, restart_at: Some(_), busy_until } if now < *busy_until => {
+            Phase::Hung { reason, restart_at: Some(_), excused_until: Some(_) } => {
                 let told =
                     format!("{reason}; a call it was given before is still with it, and so it is not restarted yet");
                 (Health::Unhealthy, Some(told))
@@ -446,11 +464,11 @@ impl Watched {
 
     /// Until when one of its calls may be what keeps it from answering: many servers do one thing at a time. What was called only after
     /// it fell silent is no excuse; nor is a call that has lasted for too long.
-    fn busy_until(&self, calls: &[Instant], now: Instant) -> Instant {
+    fn excused_until(&self, calls: &[Instant]) -> Option<Instant> {
         // It fell silent at some time before the next probe.
         let silent_since = self.answered_at.map(|at| at + self.interval_at_most());
         let before = calls.iter().filter(|began| silent_since.is_some_and(|silent| **began <= silent));
-        before.map(|began| *began + BUSY).max().unwrap_or(now).max(now)
+        before.map(|began| *began + BUSY).max()
     }
 
     fn interval_at_most(&self) -> Duration {

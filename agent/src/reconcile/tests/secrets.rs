@@ -288,6 +288,31 @@ async fn an_update_has_values_of_its_own_until_it_is_known_which_version_stays()
     keeps(directory.path(), &[("KEY", "new")]);
 }
 
+/// The agent dies, or its disk is full, when an update's values are there and its intent isn't written yet.
+#[tokio::test(start_paused = true)]
+async fn the_values_of_an_update_are_there_before_it_is_written_down_and_go_if_it_never_is() {
+    let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());
+    let agent = Agent::start(&engine, directory.path());
+    agent.instances.deploy_with(with_key("one"), given(&[("KEY", "old")]), WAIT).await.unwrap();
+    // Nothing can be written where this is.
+    std::fs::create_dir(directory.path().join("ledger.json.new")).unwrap();
+    let next = Spec { image: "registry.example/server:2".parse().unwrap(), ..with_key("one") };
+    let gate = HealthGate::default();
+    let refused = agent.instances.update_with(next.clone(), gate, given(&[("KEY", "new")]), WAIT).await;
+    assert!(matches!(refused, Err(Rejection::Ledger(_))), "{refused:?}");
+    let folders = || std::fs::read_dir(directory.path().join("secrets/main")).unwrap().count();
+    assert_eq!(folders(), 2, "the values came first");
+    agent.kill().await;
+    std::fs::remove_dir(directory.path().join("ledger.json.new")).unwrap();
+    let agent = Agent::start(&engine, directory.path());
+    agent.until(|snapshot| state_in(snapshot, "one") == Some(InstanceState::Running)).await;
+    keeps(directory.path(), &[("KEY", "old")]);
+    assert_eq!(folders(), 1);
+    agent.instances.update_with(next, gate, given(&[("KEY", "new")]), WAIT).await.unwrap();
+    agent.until(|snapshot| state_in(snapshot, "one") == Some(InstanceState::Running)).await;
+    keeps(directory.path(), &[("KEY", "new")]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn without_a_place_in_memory_nothing_is_accepted() {
     let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());

@@ -27,7 +27,8 @@ pub(crate) fn ledger(data: &[u8]) {
     }
 }
 
-fn with_header(body: &[u8]) -> Vec<u8> {
+/// A whole ledger with this body.
+pub(crate) fn with_header(body: &[u8]) -> Vec<u8> {
     let body = body.trim_ascii();
     let header = Header { format: FORMAT, generation: 3, sha256: hex::encode(Sha256::digest(body)) };
     [serde_json::to_vec(&header).unwrap().as_slice(), b"\n", body, b"\n"].concat()

@@ -35,7 +35,7 @@ fn call(board: &mut Switchboard, owner: Owner, id: Value) -> CallId {
 }
 
 fn says(board: &mut Switchboard, message: &Value) -> Vec<Delivery> {
-    board.take(&text(message)).unwrap()
+    board.take(&text(message), Instant::now()).unwrap()
 }
 
 fn one(mut deliveries: Vec<Delivery>) -> Delivery {
@@ -138,6 +138,35 @@ fn a_request_of_the_server_goes_to_the_one_client_it_works_for_and_to_nobody_on_
 }
 
 #[test]
+fn what_is_not_answered_is_forgotten_in_time_and_one_client_does_not_use_up_what_all_may_be_asked() {
+    let mut board = Switchboard::new(100, false);
+    board.open(SessionKey(1), Abilities::ANY);
+    board.open(SessionKey(2), Abilities::ANY);
+    let begun = Instant::now();
+    let later = |seconds| begun + Duration::from_secs(seconds);
+    let asks = |board: &mut Switchboard, id: usize, now| {
+        one(board.take(&text(&json!({"id": id, "method": "sampling/createMessage"})), now).unwrap())
+    };
+    let of_alice = call(&mut board, ALICE, json!(1));
+    for id in 0..MAX_ASKED_OF_ONE {
+        assert!(matches!(asks(&mut board, id, begun), Delivery::Related(to, _) if to == of_alice));
+    }
+    let Delivery::Server(refused) = asks(&mut board, 1000, begun) else { panic!() };
+    assert_eq!(read(&refused)["error"]["code"], json!(-32603));
+    board.take(&text(&json!({"id": of_alice.0, "result": {}})), later(10)).unwrap();
+    assert_eq!(board.due(), Some(later(70)), "its call is over");
+    let of_bob = call(&mut board, BOB, json!(1));
+    assert!(matches!(asks(&mut board, 2000, later(20)), Delivery::Related(to, _) if to == of_bob));
+    assert_eq!(board.expire(later(69)), Vec::<Bytes>::new());
+    let told = board.expire(later(70));
+    assert_eq!(told.len(), MAX_ASKED_OF_ONE);
+    assert_eq!((&read(&told[0])["id"], &read(&told[0])["error"]["code"]), (&json!(0), &json!(-32603)));
+    // Bob's call is still under way: there may be a person who has to think.
+    assert_eq!(board.due(), Some(later(20) + ANSWERED_WITHIN));
+    assert_eq!((board.expire(later(20) + ANSWERED_WITHIN).len(), board.due()), (1, None));
+}
+
+#[test]
 fn whoever_goes_leaves_nothing_behind() {
     let mut board = board();
     let of_alice = call(&mut board, ALICE, json!(1));
@@ -170,8 +199,32 @@ fn what_is_for_everybody_reaches_everybody_and_a_line_of_log_who_works_alone() {
     assert_eq!(to(says(&mut board, &changed)), [format!("call {}", of_alice.0), "session 2".to_owned()]);
     let log = json!({"method": "notifications/message", "params": {"level": "info"}});
     assert_eq!(to(says(&mut board, &log)), [format!("call {}", of_alice.0)]);
-    call(&mut board, BOB, json!(1));
-    assert_eq!(to(says(&mut board, &log)), [format!("call {}", of_alice.0), "session 2".to_owned()]);
+    // Nobody is told of another's work on a guess.
+    let of_bob = call(&mut board, BOB, json!(1));
+    assert_eq!(to(says(&mut board, &log)), Vec::<String>::new());
+    board.hang_up(of_alice);
+    assert_eq!(to(says(&mut board, &log)), [format!("call {}", of_bob.0)]);
+    // Who only listens has nothing done for it, and what the server says of itself is for every session.
+    let listen = json!({"id": 1, "method": "subscriptions/listen"});
+    ask(&mut board, Owner::Lone, &listen);
+    assert_eq!(to(says(&mut board, &log)), [format!("call {}", of_bob.0)]);
+    let asked = json!({"id": "s", "method": "elicitation/create"});
+    assert!(matches!(one(says(&mut board, &asked)), Delivery::Related(call, _) if call == of_bob));
+    board.hang_up(of_bob);
+    assert_eq!(to(says(&mut board, &log)), ["session 1", "session 2"]);
+}
+
+#[test]
+fn without_a_session_a_call_has_the_lines_of_log_it_asked_for_and_no_others() {
+    let mut board = board();
+    let log = json!({"method": "notifications/message", "params": {"level": "info"}});
+    let wants = json!({"id": 1, "method": "m", "params": {"_meta": {"io.modelcontextprotocol/logLevel": "info"}}});
+    let silent = call(&mut board, Owner::Lone, json!(1));
+    assert_eq!(says(&mut board, &log), []);
+    let (asked, _) = ask(&mut board, Owner::Lone, &wants);
+    assert_eq!(says(&mut board, &log), [], "nobody knows whose it is");
+    board.hang_up(silent);
+    assert!(matches!(one(says(&mut board, &log)), Delivery::Related(call, _) if call == asked));
 }
 
 #[test]

@@ -208,6 +208,92 @@ async fn a_client_that_does_not_read_is_cut_off_and_holds_nobody_up_for_long() {
     assert_eq!(messages.last().unwrap()["error"]["code"], -32603);
 }
 
+/// Answers that nobody reads, of many clients, are cut off before they fill memory, and whoever reads gets its own in time.
+#[tokio::test(start_paused = true)]
+async fn many_clients_that_do_not_read_large_answers_share_one_bound_and_hold_nobody_up_for_long() {
+    let bytes = 1_000_000;
+    let budget = Budget::of(4 * bytes);
+    let world = world_with(Manner::Legacy, Sharing::Shared, budget.clone());
+    let mut unread = Vec::new();
+    let mut waited = Duration::ZERO;
+    for number in 0..24 {
+        // Some listen to their call's stream, some wait for its answer; none reads.
+        let session = world.session().await;
+        let begun = Instant::now();
+        unread.push(world.post(&session, request(number, "big", json!({"bytes": bytes}))).await.unwrap());
+        waited += begun.elapsed();
+        assert!(budget.taken() <= 4 * bytes, "{} bytes wait", budget.taken());
+    }
+    assert!(waited < Duration::from_secs(24 * 3), "{waited:?}");
+    let quick = world.session().await;
+    let begun = Instant::now();
+    let answer = world.post(&quick, request(1, "big", json!({"bytes": 2 * bytes}))).await.unwrap().text().await;
+    assert_eq!(answer.matches('x').count(), 2 * bytes);
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    // Of those that came too late to read, none is taken for whole.
+    let mut whole = 0;
+    for answer in unread {
+        whole += usize::from(answer.body.collect().await.is_ok());
+    }
+    assert!((1..=4).contains(&whole), "{whole}");
+    assert_eq!(budget.taken(), 0);
+}
+
+/// The same over real connections, which take more than they have been read: what is left of an answer is given up, not only what waits before it.
+#[tokio::test]
+async fn a_connection_that_is_not_read_gives_up_what_it_has_of_an_answer() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let bytes = 15_000_000;
+    let budget = Budget::of(bytes);
+    let world = world_with(Manner::Legacy, Sharing::Shared, budget.clone());
+    let (slow, quick) = (world.session().await, world.session().await);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let bridge = Arc::clone(&world.bridge);
+    let serving = axum::Router::new().fallback(move |request: Request<Body>| {
+        let bridge = Arc::clone(&bridge);
+        async move { bridge.serve(request).await.unwrap() }
+    });
+    tokio::spawn(async move { axum::serve(listener, serving).await });
+    let ask = async |session: &str, bytes: usize| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(64 * 1024).unwrap();
+        let mut stream = socket.connect(address).await.unwrap();
+        let message = request(1, "big", json!({"bytes": bytes})).to_string();
+        let head = format!(
+            "POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\naccept: */*\r\n\
+             mcp-session-id: {session}\r\ncontent-length: {}\r\n\r\n",
+            message.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(message.as_bytes()).await.unwrap();
+        stream
+    };
+    let all_of = async |mut stream: tokio::net::TcpStream| {
+        let mut text = Vec::new();
+        // One that was cut off may end in an error.
+        drop(tokio::time::timeout(LIMIT, stream.read_to_end(&mut text)).await.unwrap());
+        text.iter().filter(|byte| **byte == b'x').count()
+    };
+    let unread = ask(&slow, bytes).await;
+    let begun = async {
+        while budget.taken() == 0 || budget.taken() == bytes {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, begun).await.unwrap();
+    let read = ask(&quick, 14_000_000).await;
+    assert!(all_of(read).await >= 14_000_000);
+    let got = all_of(unread).await;
+    assert!((1..bytes).contains(&got), "{got}");
+    let settled = async {
+        while budget.taken() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, settled).await.unwrap();
+}
+
 #[tokio::test]
 async fn what_is_for_everybody_comes_to_all_who_listen() {
     let world = world();

@@ -119,3 +119,26 @@ async fn whoever_waits_for_the_handshake_may_go_and_the_next_waits_for_the_same_
     assert!(tokio::time::timeout(LIMIT, patient).await.unwrap().unwrap().is_ok());
     assert!(world.heard_so_far().iter().all(|message| message["method"] != "initialize"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_takes_minutes_to_start_is_asked_to_initialize_once_and_works_then() {
+    let mut world = world();
+    world.holds.send_replace(true);
+    let params = json!({"protocolVersion": "2025-06-18", "capabilities": {}});
+    let begin = request(0, "initialize", params).to_string();
+    for _ in 0..3 {
+        let begun = Instant::now();
+        assert_eq!(world.send("POST", &[], begin.clone()).await.err(), Some(Refused::Silent));
+        assert_eq!(world.modern("echo", json!({})).await.err(), Some(Refused::Silent));
+        assert_eq!(begun.elapsed().as_secs(), 2 * HANDSHAKE.as_secs(), "nobody is left waiting");
+    }
+    // Also when nobody asks any more.
+    tokio::time::advance(10 * HANDSHAKE).await;
+    world.bridge.expire(Instant::now());
+    assert!(world.bridge.is_of_use());
+    world.holds.send_replace(false);
+    let session = world.session().await;
+    assert_eq!(world.post(&session, request(1, "echo", json!("well"))).await.unwrap().json().await["result"], "well");
+    let handshakes = world.heard_so_far().iter().filter(|message| message["method"] == "initialize").count();
+    assert_eq!(handshakes, 1);
+}

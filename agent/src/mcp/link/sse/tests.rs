@@ -212,12 +212,36 @@ async fn a_server_that_names_no_endpoint_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_message_that_is_not_accepted_ends_the_channel_with_the_status() {
-    for (status, named) in [(404, "404 Not Found"), (500, "500 Internal Server Error")] {
+async fn a_message_for_a_session_that_is_gone_ends_the_channel_with_the_status() {
+    for (status, named) in [(404, "404 Not Found"), (410, "410 Gone")] {
         let (server, link) = Server::with_link(StatusCode::from_u16(status).unwrap()).await;
         within(link.to_server.send(Bytes::from_static(b"{}"))).await.unwrap();
         assert_eq!(end_of(link).await, format!("it answered {named} to a message"));
         within(server.stream.closed()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_is_not_accepted_fails_alone_and_the_channel_goes_on() {
+    for status in [400, 413, 429, 500, 503] {
+        let (mut server, mut link) = Server::with_link(StatusCode::from_u16(status).unwrap()).await;
+        for message in
+            [r#"{"jsonrpc":"2.0","method":"told"}"#, r#"{"id":"a","result":{}}"#, r#"{"id":7,"method":"tools/call"}"#]
+        {
+            within(link.to_server.send(Bytes::from_static(message.as_bytes()))).await.unwrap();
+        }
+        let failed: serde_json::Value = serde_json::from_slice(&receive(&mut link).await.unwrap()).unwrap();
+        assert_eq!(
+            (&failed["id"], &failed["error"]["code"]),
+            (&7.into(), &(-32603).into()),
+            "only what wants an answer"
+        );
+        assert!(failed["error"]["message"].as_str().unwrap().contains(&status.to_string()), "{failed}");
+        server.send("data: {\"id\":1}\n\n").await;
+        assert_eq!(receive(&mut link).await.unwrap(), "{\"id\":1}");
+        for _ in 0..3 {
+            assert!(within(server.posted.recv()).await.is_some());
+        }
     }
 }
 
