@@ -118,7 +118,8 @@ pub enum StackError {
 }
 
 impl StackError {
-    pub(crate) fn io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+    /// For `map_err`: what was tried with a file or a process.
+    pub fn io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let doing = doing.into();
         move |source| Self::Io { doing, source }
     }
@@ -128,7 +129,8 @@ impl StackError {
         move |source| Self::Docker { doing, source }
     }
 
-    pub(crate) fn http(doing: impl Into<String>) -> impl FnOnce(reqwest::Error) -> Self {
+    /// For `map_err`: what was tried with a request.
+    pub fn http(doing: impl Into<String>) -> impl FnOnce(reqwest::Error) -> Self {
         let doing = doing.into();
         move |source| Self::Http { doing, source }
     }

@@ -62,6 +62,7 @@ const DEMO: Recipe = Recipe {
     repository: "mcp-demo",
     packages: "dash,coreutils,python3.11-minimal,libpython3.11-stdlib",
     unneeded: &["opt/mcp-demo/site/bin"],
+    pip: &[("requirements.txt", "site")],
     npm: false,
     changes: &[
         "ENV PYTHONPATH=/opt/mcp-demo/site PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1",
@@ -78,6 +79,7 @@ const SERVERS: Recipe = Recipe {
     repository: "mcp-servers",
     packages: "dash,coreutils,python3.11-minimal,libpython3.11-stdlib,git,libstdc++6",
     unneeded: &UNNEEDED_IN_SERVERS,
+    pip: &[("requirements.txt", "site"), ("requirements-mcp-1.txt", "site-mcp-1")],
     npm: true,
     changes: &[
         "ENV PYTHONPATH=/opt/mcp-servers/site PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/data \
@@ -88,7 +90,7 @@ const SERVERS: Recipe = Recipe {
     ],
 };
 
-/// What makes one image unlike another. Its folder under `tests/stack/images` holds `requirements.txt` for pip, `package.json` with its
+/// What makes one image unlike another. Its folder under `tests/stack/images` holds the requirements for pip, `package.json` with its
 /// lock for npm, and the files to be copied.
 #[derive(Debug)]
 struct Recipe {
@@ -98,6 +100,8 @@ struct Recipe {
     packages: &'static str,
     /// What is thrown away besides [`UNNEEDED`].
     unneeded: &'static [&'static str],
+    /// Files of requirements, and the folder each is installed to.
+    pip: &'static [(&'static str, &'static str)],
     /// Whether there is a `package.json`.
     npm: bool,
     /// What the image says of itself, as lines of a Dockerfile.
@@ -196,14 +200,16 @@ impl Image {
         self.debian(work, workspace, watch).await?;
         let app = work.join("opt").join(self.recipe.repository);
         std::fs::create_dir_all(&app).map_err(StackError::io(format!("make {}", app.display())))?;
-        Job::new("python3", self.local_file("pip.log", workspace)?)
-            .args(["-m", "pip", "install", "--no-compile", "--no-deps", "--root-user-action=ignore"])
-            .args(["--implementation=cp", "--python-version=3.11", "--only-binary=:all:", "--progress-bar=off"])
-            .args(PLATFORMS.iter().flat_map(|platform| ["--platform", platform]))
-            .args([Path::new("--target"), &app.join("site"), Path::new("--requirement")])
-            .args([self.sources.join("requirements.txt")])
-            .run(watch)
-            .await?;
+        for (requirements, folder) in self.recipe.pip {
+            Job::new("python3", self.local_file(&format!("pip-{folder}.log"), workspace)?)
+                .args(["-m", "pip", "install", "--no-compile", "--no-deps", "--root-user-action=ignore"])
+                .args(["--implementation=cp", "--python-version=3.11", "--only-binary=:all:", "--progress-bar=off"])
+                .args(PLATFORMS.iter().flat_map(|platform| ["--platform", platform]))
+                .args([Path::new("--target"), &app.join(folder), Path::new("--requirement")])
+                .args([self.sources.join(requirements)])
+                .run(watch)
+                .await?;
+        }
         for file in files(&self.sources)? {
             let to = app.join(file.file_name().unwrap_or_default());
             std::fs::copy(&file, to).map_err(StackError::io(format!("copy {}", file.display())))?;

@@ -1,14 +1,17 @@
 //! What the stories share: a scene with everything running, and waits that end. What should happen is in `tests/`, one story each,
 //! over real processes and real droplets; they need Docker and root and are run by `cargo xtask test`.
 
+pub mod backend;
 pub mod chaos;
 pub mod mcp;
+pub mod traces;
 
 use std::error::Error;
 use std::time::{Duration, Instant};
 
 use dtma_api::environment::{EnsureRequest, EnvironmentStatus, EnvironmentView};
 use dtma_api::instance::InstanceState;
+use stack::cloud::Power;
 use stack::{Agent, Stack, StackOptions, Workspace};
 
 /// How a story ends; the first surprise ends it.
@@ -16,6 +19,9 @@ pub type Story = Result<(), Box<dyn Error>>;
 
 /// The platform's agent in whose name stories ask for an environment.
 pub const AGENT: &str = "story-agent";
+
+/// How long a droplet may take to be up again.
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
 
 /// A running stack, an active environment in it, and a client of its agent. Dropped, it takes everything with it.
 #[derive(Debug)]
@@ -65,6 +71,21 @@ impl Scene {
             return Ok(output.stdout);
         }
         Err(format!("{command:?} ended with {}: {}{}", output.exit_code, output.stdout, output.stderr).into())
+    }
+
+    /// Cuts the droplet's power, gives it back, and waits until it has booted; its agent and what runs there may take longer.
+    ///
+    /// # Errors
+    /// When the cloud refuses, or it doesn't boot in time.
+    pub async fn cut_power(&self) -> Story {
+        // When its first process started.
+        let boot_time = ["cut", "-d", " ", "-f", "22", "/proc/1/stat"];
+        let boot = self.on_droplet(&boot_time).await?;
+        self.stack.cloud().power(self.droplet()?, Power::Cycle).await?;
+        until("the droplet has booted again", BOOT_LIMIT, async || {
+            Ok((self.on_droplet(&boot_time).await? != boot).then_some(()))
+        })
+        .await
     }
 
     /// Everything Docker holds on the droplet that a failed deploy could leave there: containers, volumes, networks, by name.

@@ -33,6 +33,8 @@ pub enum Speaks {
     Sse,
     /// Streamable HTTP.
     Http,
+    /// A websocket, as some servers do though no revision of the protocol has it.
+    Websocket,
 }
 
 impl Speaks {
@@ -41,6 +43,7 @@ impl Speaks {
             Self::Stdio => "stdio",
             Self::Sse => "sse",
             Self::Http => "http",
+            Self::Websocket => "websocket",
         }
     }
 
@@ -48,6 +51,7 @@ impl Speaks {
         match self {
             Self::Stdio | Self::Http => "/mcp",
             Self::Sse => "/sse",
+            Self::Websocket => "/ws",
         }
     }
 }
@@ -103,6 +107,13 @@ impl Server {
             Self::new("everything-stdio", Speaks::Stdio, &["node", EVERYTHING, "stdio"], sum(), "is 42"),
             Self::new("everything-sse", Speaks::Sse, &["node", EVERYTHING, "sse"], sum(), "is 42"),
             Self::new("everything-http", Speaks::Http, &["node", EVERYTHING, "streamableHttp"], sum(), "is 42"),
+            Self::new(
+                "websocket",
+                Speaks::Websocket,
+                &["python3.11", "/opt/mcp-servers/over_websocket.py"],
+                ("join", json!({ "words": ["one", "frame", "each"] })),
+                "one-frame-each",
+            ),
         ]
     }
 
@@ -117,7 +128,7 @@ impl Server {
     pub fn fixture(speaks: Speaks) -> Self {
         let (name, how) = match speaks {
             Speaks::Stdio => ("fixture-stdio", "stdio"),
-            Speaks::Sse | Speaks::Http => ("fixture-http", "http"),
+            Speaks::Sse | Speaks::Http | Speaks::Websocket => ("fixture-http", "http"),
         };
         let command = ["python3.11", "/opt/mcp-servers/fixture.py", how];
         Self::new(name, speaks, &command, ("test_simple_text", json!({})), "simple text response")

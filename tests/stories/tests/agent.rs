@@ -6,7 +6,6 @@ use dtma_api::instance::{DeployRequest, InstanceState, Transport};
 use dtma_api::{AccountToolInstanceId, InstanceName, Token};
 use reqwest::Method;
 use serde_json::{Value, json};
-use stack::cloud::Power;
 use stack::prepare::{BARE_IMAGE, DEFAULT_IMAGE};
 use stories::{Scene, Story, assert_contract_kept, until, until_all_run};
 
@@ -84,14 +83,7 @@ async fn tools_survive_the_agents_death_and_a_power_cut() -> Story {
     assert_eq!(after.pointer("/data/container_id"), container.pointer("/data/container_id"), "the tool wasn't touched");
     assert_adds(&scene, "adder").await?;
 
-    // When its first process started.
-    let boot_time = ["cut", "-d", " ", "-f", "22", "/proc/1/stat"];
-    let boot = scene.on_droplet(&boot_time).await?;
-    scene.stack.cloud().power(scene.droplet()?, Power::Cycle).await?;
-    until("the droplet has booted again", SOON, async || {
-        Ok((scene.on_droplet(&boot_time).await? != boot).then_some(()))
-    })
-    .await?;
+    scene.cut_power().await?;
     // Docker starts it before the agent is up; the server itself takes a moment longer than its container.
     until("the tool answers again", SOON, async || assert_adds(&scene, "adder").await.map(Some)).await?;
     let stopped = scene.agent.get("/tools/sleeper").await?.json();

@@ -101,6 +101,8 @@ async fn every_client_uses_every_server_with_no_agent_between() -> Story {
             Speaks::Stdio => format!("stdio:{}", json!(run)),
             Speaks::Sse => format!("sse:{}", listening(&run, "/sse").await?),
             Speaks::Http => listening(&run, "/mcp").await?,
+            // The clients' SDKs have given it up.
+            Speaks::Websocket => continue,
         };
         for client in Client::PROGRAMS {
             // The one combination the SDK doesn't offer: a transport of the old era has only the old beginning.

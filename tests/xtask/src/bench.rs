@@ -1,6 +1,9 @@
 //! `cargo xtask bench`: what the released agent costs on a real droplet, and what one released provisioner takes, beside what they may.
 //! Load comes from this machine, so what is measured and the load share its cores.
 
+mod calls;
+
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -32,7 +35,7 @@ impl Measured {
     fn line(&self) -> String {
         let Self { what, unit, value, bar, .. } = self;
         let word = if self.ratio() <= 1.0 { "ok" } else { "MISSED" };
-        format!("    {what:<44} {value:>10.1} {unit:<5} bar {bar:>9.1}   {:.2} of it  {word}", self.ratio())
+        format!("    {what:<44} {value:>10.2} {unit:<5} bar {bar:>9.1}   {:.2} of it  {word}", self.ratio())
     }
 }
 
@@ -50,8 +53,16 @@ pub(crate) async fn run(terminal: &Terminal) -> Result<(), DemoError> {
     demo::deploy(&stack, &agent, demo::Speaking::Http, terminal).await?;
     terminal.done("runs");
 
-    terminal.step("GET /status over TLS, as fast as it goes");
     let idle = demo::agent_memory(&stack, &environment).await?;
+    terminal.step("Calls to one MCP server, directly and through the agent");
+    let calls = calls::measure(&stack, &agent, &workspace, terminal).await?;
+    let called = demo::agent_memory(&stack, &environment).await?;
+    terminal.done(&format!("one at a time; the agent's memory {idle:.1} MB before and {called:.1} MB after"));
+    for line in calls.lines() {
+        terminal.line(&line);
+    }
+
+    terminal.step("GET /status over TLS, as fast as it goes");
     let log = workspace.local().join("wrk.log");
     Job::new("wrk", log.clone())
         .args(["--threads", "2", "--connections", CONNECTIONS, "--latency", "--header"])
@@ -60,8 +71,7 @@ pub(crate) async fn run(terminal: &Terminal) -> Result<(), DemoError> {
         .run(terminal)
         .await?;
     let loaded = demo::agent_memory(&stack, &environment).await?;
-    let told = std::fs::read_to_string(&log)
-        .map_err(|source| StackError::Io { doing: "read what wrk wrote".to_owned(), source })?;
+    let told = told(&log)?;
     let load = Load::read(&told).ok_or_else(|| DemoError::Unexpected(format!("not what wrk writes:\n{told}")))?;
     stack.remove().await?;
     terminal.done(&format!("{CONNECTIONS} connections for {} s", LOAD.as_secs()));
@@ -72,6 +82,14 @@ pub(crate) async fn run(terminal: &Terminal) -> Result<(), DemoError> {
 
     let figures = [
         Measured { what: "agent's memory, idle", unit: "MB", value: idle, bar: 12.0, more: false },
+        Measured {
+            what: "a call over the stdio bridge: added to p50",
+            unit: "ms",
+            value: calls.bridged.p50 - calls.piped.p50,
+            bar: 0.3,
+            more: false,
+        },
+        Measured { what: "agent's memory after these calls", unit: "MB", value: called, bar: 20.0, more: false },
         Measured { what: "agent's memory after the load", unit: "MB", value: loaded, bar: 20.0, more: false },
         Measured { what: "GET /status, 8 connections", unit: "/s", value: load.rate, bar: 20_000.0, more: true },
         Measured { what: "GET /status, 99th percentile", unit: "ms", value: load.p99_ms, bar: 5.0, more: false },
@@ -93,6 +111,11 @@ pub(crate) async fn run(terminal: &Terminal) -> Result<(), DemoError> {
     Ok(())
 }
 
+/// What a program wrote.
+fn told(log: &Path) -> Result<String, StackError> {
+    std::fs::read_to_string(log).map_err(StackError::io(format!("read {}", log.display())))
+}
+
 /// Runs the provisioner's own measurement, which builds it as it is released.
 async fn heartbeats(workspace: &Workspace, terminal: &Terminal) -> Result<Taken, DemoError> {
     let log = workspace.local().join("heartbeats.log");
@@ -103,8 +126,7 @@ async fn heartbeats(workspace: &Workspace, terminal: &Terminal) -> Result<Taken,
         .in_folder(workspace.root())
         .run(terminal)
         .await?;
-    let told = std::fs::read_to_string(&log)
-        .map_err(|source| StackError::Io { doing: "read what the measurement wrote".to_owned(), source })?;
+    let told = told(&log)?;
     Taken::read(&told).ok_or_else(|| DemoError::Unexpected(format!("not what the measurement writes:\n{told}")))
 }
 

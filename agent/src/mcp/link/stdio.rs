@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::{Buf as _, Bytes};
+use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
@@ -18,6 +18,10 @@ use crate::mcp::bridge::single_line;
 /// So many skipped lines are logged one by one, and then every so-manieth.
 const NOISE_LOGGED: u64 = 10;
 const NOISE_EVERY: u64 = 1000;
+
+/// Up to this length a message and the end of its line are one write. Docker passes on every write for itself, from one process to the
+/// next, and no server begins before the end of the line has come.
+const AT_ONCE: usize = 32 * 1024;
 
 /// Attaches to a container.
 pub struct StdioDialer {
@@ -68,9 +72,18 @@ fn over(attached: Attached) -> Link {
 
 async fn write(mut input: Pin<Box<dyn AsyncWrite + Send>>, mut messages: mpsc::Receiver<Bytes>) {
     while let Some(message) = messages.recv().await {
-        let mut line = single_line(message).chain(&b"\n"[..]);
+        let message = single_line(message);
+        let end = &b"\n"[..];
+        let written = if message.len() < AT_ONCE {
+            let mut line = BytesMut::with_capacity(message.len() + end.len());
+            line.extend_from_slice(&message);
+            line.extend_from_slice(end);
+            input.write_all(&line).await
+        } else {
+            input.write_all_buf(&mut message.chain(end)).await
+        };
         // The end is told by whoever reads.
-        if input.write_all_buf(&mut line).await.is_err() || input.flush().await.is_err() {
+        if written.is_err() || input.flush().await.is_err() {
             return;
         }
     }
@@ -182,6 +195,9 @@ impl Frames {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::task::{Context, Poll};
+
     use super::*;
 
     fn frames(pieces: &[&[u8]]) -> (Vec<String>, u64, Result<(), TooLong>) {
@@ -232,5 +248,35 @@ mod tests {
         assert_eq!(link.from_server.recv().await, Some(Ok(Bytes::from_static(b"{\"id\":1}"))));
         assert_eq!(link.from_server.recv().await, Some(Err(LinkEnd::because("its process ended"))));
         assert_eq!(link.from_server.recv().await, None);
+    }
+
+    /// Remembers every write for itself.
+    #[derive(Clone, Default)]
+    struct Writes(Arc<std::sync::Mutex<Vec<Vec<u8>>>>);
+
+    impl AsyncWrite for Writes {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            self.0.lock().unwrap().push(bytes.to_vec());
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_and_the_end_of_its_line_are_one_write_unless_it_is_long() {
+        let (writes, long) = (Writes::default(), vec![b'x'; AT_ONCE]);
+        let (to_server, messages) = mpsc::channel(2);
+        to_server.send(Bytes::from_static(b"{}")).await.unwrap();
+        to_server.send(Bytes::from(long.clone())).await.unwrap();
+        drop(to_server);
+        write(Box::pin(writes.clone()), messages).await;
+        assert_eq!(*writes.0.lock().unwrap(), [b"{}\n".to_vec(), long, b"\n".to_vec()]);
     }
 }

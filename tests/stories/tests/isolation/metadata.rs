@@ -1,9 +1,8 @@
 //! The metadata service would hand out a droplet's user data: the droplet reads it, and no container does, whosever it is.
 
-use stack::cloud::Power;
 use stories::{Scene, Story, until};
 
-use super::{SOON, get};
+use super::{SOON, assert_unanswered, get};
 
 const USER_DATA: &str = "http://169.254.169.254/metadata/v1/user-data";
 /// One of the agent's, a stranger's on Docker's own bridge, a stranger's on a bridge of its own.
@@ -13,11 +12,8 @@ const CONTAINERS: [&str; 3] = ["open", "stranger", "stranger-elsewhere"];
 async fn assert_kept_away(scene: &Scene, when: &str) -> Story {
     let text = scene.on_droplet(&["curl", "-sS", "--fail", "-m", "5", USER_DATA]).await?;
     assert!(text.starts_with("#cloud-config"), "{when}, the droplet itself reads its user data: {text}");
-    for container in CONTAINERS {
-        let answer = get(scene, container, USER_DATA).await?;
-        assert!(answer.starts_with("no answer"), "{when}, {container}: {answer}");
-    }
-    Ok(())
+    let asked = CONTAINERS.map(|container| (container, USER_DATA.to_owned()));
+    assert_unanswered(scene, when, &asked).await
 }
 
 async fn until_containers_run(scene: &Scene) -> Story {
@@ -43,13 +39,7 @@ pub(super) async fn assert_out_of_reach(scene: &Scene) -> Story {
     until_containers_run(scene).await?;
     assert_kept_away(scene, "after a restart of dockerd").await?;
 
-    let boot_time = ["cut", "-d", " ", "-f", "22", "/proc/1/stat"];
-    let boot = scene.on_droplet(&boot_time).await?;
-    scene.stack.cloud().power(scene.droplet()?, Power::Cycle).await?;
-    until("the droplet has booted again", SOON, async || {
-        Ok((scene.on_droplet(&boot_time).await? != boot).then_some(()))
-    })
-    .await?;
+    scene.cut_power().await?;
     until_containers_run(scene).await?;
     assert_kept_away(scene, "after a reboot").await?;
 
