@@ -116,7 +116,7 @@ impl fmt::Display for SettingsError {
     }
 }
 
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 18] = [
     "DTMA_STATE_DIR",
     "DTMA_TLS",
     "DTMA_PLAINTEXT",
@@ -133,6 +133,7 @@ const NAMES: [&str; 17] = [
     "DTMA_RELEASES_URL",
     "DTMA_UPDATE_CHANNEL",
     "DTMA_UPDATES",
+    "DTMA_UPDATE_READY_SECONDS",
     "DTMA_UPDATE_SOAK_SECONDS",
 ];
 

@@ -212,6 +212,16 @@ async fn its_arguments_are_few() {
 }
 
 #[tokio::test]
+async fn a_build_without_release_keys_takes_no_release() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = command(directory.path(), &[("AGENTOPIA_API_BASE_URL", "http://127.0.0.1:9")]);
+    command.args(["update", "--check"]);
+    let (code, _, said) = outcome(command).await;
+    assert_eq!(code, Some(1));
+    assert!(said.contains("no_keys") && said.contains("none can be trusted"), "{said}");
+}
+
+#[tokio::test]
 async fn no_secret_is_written_to_the_log() {
     let settings = [("RUST_LOG", "trace")];
     let mut agent = Agent::start(tempfile::tempdir().unwrap(), &settings).await;

@@ -19,13 +19,21 @@ pub struct Updating {
     pub channel: Channel,
     /// `DTMA_UPDATES`: who decides. `asked`: the backend, or whoever calls `POST /redeploy`. `channel`: also the updater itself, hourly.
     pub automatic: bool,
+    /// `DTMA_UPDATE_READY_SECONDS`: how much time a new version gets to show all that is asked of it. 45.
+    pub ready: Duration,
     /// `DTMA_UPDATE_SOAK_SECONDS`: how long a new version must have been well before it is kept. 90.
     pub soak: Duration,
 }
 
 impl Default for Updating {
     fn default() -> Self {
-        Self { releases_url: None, channel: Channel::Stable, automatic: false, soak: Duration::from_secs(90) }
+        Self {
+            releases_url: None,
+            channel: Channel::Stable,
+            automatic: false,
+            ready: Duration::from_secs(45),
+            soak: Duration::from_secs(90),
+        }
     }
 }
 
@@ -52,11 +60,13 @@ impl Reader {
             None => self.url("AGENTOPIA_API_BASE_URL").map(|base| format!("{base}/releases")),
         };
         let channels = [("stable", Channel::Stable), ("canary", Channel::Canary)];
+        let ready = self.number("DTMA_UPDATE_READY_SECONDS", 5..=600).map(Duration::from_secs);
         let soak = self.number("DTMA_UPDATE_SOAK_SECONDS", 5..=3600).map(Duration::from_secs);
         Updating {
             releases_url,
             channel: self.word("DTMA_UPDATE_CHANNEL", &channels, default.channel),
             automatic: self.word("DTMA_UPDATES", &[("asked", false), ("channel", true)], default.automatic),
+            ready: ready.unwrap_or(default.ready),
             soak: soak.unwrap_or(default.soak),
         }
     }
@@ -107,10 +117,17 @@ mod tests {
             ("DTMA_RELEASES_URL", "ftp://x"),
             ("DTMA_UPDATE_CHANNEL", "beta"),
             ("DTMA_UPDATES", "never"),
+            ("DTMA_UPDATE_READY_SECONDS", "soon"),
             ("DTMA_UPDATE_SOAK_SECONDS", "1"),
         ]);
         let text = error.unwrap_err().to_string();
-        for name in ["DTMA_RELEASES_URL", "DTMA_UPDATE_CHANNEL", "DTMA_UPDATES", "DTMA_UPDATE_SOAK_SECONDS"] {
+        for name in [
+            "DTMA_RELEASES_URL",
+            "DTMA_UPDATE_CHANNEL",
+            "DTMA_UPDATES",
+            "DTMA_UPDATE_READY_SECONDS",
+            "DTMA_UPDATE_SOAK_SECONDS",
+        ] {
             assert!(text.contains(&format!("\n  {name}: ")), "{name} in {text}");
         }
     }

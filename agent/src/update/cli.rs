@@ -124,7 +124,7 @@ fn with_course<T>(places: &Places, updating: &Updating, work: impl FnOnce(&Cours
         keys: &keys,
         target: crate::TARGET,
         channel: updating.channel,
-        patience: Patience { soak: updating.soak, ..Patience::default() },
+        patience: Patience { ready: updating.ready, soak: updating.soak, ..Patience::default() },
     };
     Ok(work(&course))
 }
@@ -137,8 +137,8 @@ fn settings() -> Result<Updating, Failed> {
 fn check(places: &Places, version: Option<Version>) -> Result<ExitCode, Failed> {
     let updating = settings()?;
     let wanted = version.map_or(Wanted::Newest(updating.channel), Wanted::Version);
-    let (good, found) = with_course(places, &updating, |course| (course.good(), course.check(&wanted)))?;
-    let (good, (manifest, standing)) = (good?, found?);
+    let found = with_course(places, &updating, |course| course.check(&wanted))?;
+    let (good, manifest, standing) = found?;
     match standing {
         Standing::Newer => println!(
             "version {} can be installed ({}, issued {}); {good} is in use",

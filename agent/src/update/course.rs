@@ -131,17 +131,17 @@ impl Course<'_> {
         Ok(None)
     }
 
-    /// Looks for a release, and changes nothing.
-    pub(super) fn check(&self, wanted: &Wanted) -> Result<(Manifest, Standing), CheckError> {
-        let good = self.good().map_err(CheckError::Course)?;
-        let memory = Memory::load(self.places, &good).map_err(|error| CheckError::Course(error.into()))?;
+    /// Looks for a release, and changes nothing. Answers the version in use as well.
+    pub(super) fn check(&self, wanted: &Wanted) -> Result<(Version, Manifest, Standing), CheckError> {
         let manifest =
             self.manifest(wanted).map_err(|stop| CheckError::Stopped { code: stop.code, reason: stop.reason })?;
+        let good = self.good().map_err(CheckError::Course)?;
+        let memory = Memory::load(self.places, &good).map_err(|error| CheckError::Course(error.into()))?;
         let refused =
             |refusal: Refusal| CheckError::Stopped { code: refusal.code().to_owned(), reason: chain(&refusal) };
         let standing = manifest.standing(&good, memory.accepted.as_ref()).map_err(refused)?;
         manifest.installable(self.target, self.host.now()).map_err(refused)?;
-        Ok((manifest, standing))
+        Ok((good, manifest, standing))
     }
 
     /// Goes to a release. `again`: even to one that has failed here. Answers how it ended, which is also remembered.

@@ -179,7 +179,9 @@ fn contents(folder: &Path, version: &Version) -> Result<(), StageError> {
             return Err(wrong("far too many files".to_owned()));
         }
         missing.remove(name);
-        let program = FILES.iter().any(|(known, program)| *program && *known == name);
+        let known = FILES.iter().any(|(known, program)| *program && *known == name);
+        // A later version may bring other programs.
+        let program = known || entry.metadata()?.permissions().mode() & 0o100 != 0;
         let mode = if program { 0o755 } else { 0o644 };
         std::fs::set_permissions(entry.path(), std::fs::Permissions::from_mode(mode))?;
         sync(&entry.path())?;

@@ -346,7 +346,12 @@ async fn build_agent(workspace: &Workspace, keys: &ReleaseKeys, watch: &dyn Watc
         .in_folder(workspace.root())
         .run(watch)
         .await?;
-    Ok(workspace.target().join(RUST_TARGET).join("release/dtma-agent"))
+    Ok(built_agent(workspace))
+}
+
+/// The program of the release built last.
+pub fn built_agent(workspace: &Workspace) -> PathBuf {
+    workspace.target().join(RUST_TARGET).join("release/dtma-agent")
 }
 
 /// Where the sources lay must not change the bytes: panics name files.

@@ -562,9 +562,9 @@ fn a_memory_that_cannot_be_read_is_put_aside_and_the_droplet_can_still_be_update
 #[test]
 fn what_is_only_looked_for_changes_nothing() {
     let droplet = Droplet::new();
-    let (manifest, standing) =
+    let (good, manifest, standing) =
         with(&droplet, &Offer::new("1.1.0"), |course| course.check(&Wanted::Newest(Channel::Stable))).unwrap();
-    assert_eq!((manifest.version, standing), (version("1.1.0"), Standing::Newer));
+    assert_eq!((good, manifest.version, standing), (version("1.0.0"), version("1.1.0"), Standing::Newer));
     assert!(!droplet.places.memory_file().exists());
     let other = Wanted::Version(version("1.3.0"));
     let error = with(&droplet, &Offer::new("1.1.0"), |course| course.check(&other)).unwrap_err();
