@@ -164,7 +164,9 @@ async fn wait(client: &Client, id: &str) -> Result<ExitCode, ClientError> {
             "running" | "paused" => tokio::time::sleep(LOOK_AGAIN).await,
             "completed" => return Ok(ExitCode::SUCCESS),
             _ => {
-                print::long(&client.show(id).await?);
+                let rollout = client.show(id).await?;
+                print::short(&rollout);
+                print::agents(&rollout);
                 return Ok(ExitCode::from(NOT_COMPLETED));
             }
         }

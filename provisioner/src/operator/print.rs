@@ -30,6 +30,15 @@ pub(super) fn short(rollout: &RolloutView) {
 /// The same, with the agents that something is to be said of, and what has happened.
 pub(super) fn long(rollout: &RolloutView) {
     short(rollout);
+    agents(rollout);
+    for happened in &rollout.history {
+        print!("  ");
+        line(happened);
+    }
+}
+
+/// The agents that something is to be said of.
+pub(super) fn agents(rollout: &RolloutView) {
     let remarkable = |agent: &&AgentView| !matches!(agent.standing.as_str(), "waiting" | "updated" | "ahead");
     let mut agents: Vec<&AgentView> = rollout.agents.iter().flatten().filter(remarkable).collect();
     let urgency = |agent: &&AgentView| match agent.standing.as_str() {
@@ -54,9 +63,5 @@ pub(super) fn long(rollout: &RolloutView) {
     }
     if agents.len() > LISTED {
         println!("  … and {} more; --json has them all", agents.len() - LISTED);
-    }
-    for happened in &rollout.history {
-        print!("  ");
-        line(happened);
     }
 }

@@ -150,7 +150,8 @@ impl Rollout {
         let asked: Vec<Target> =
             after.all().filter(waiting).map(|target| target.ask(seen.get(&target.environment), now)).collect();
         let (wave, waves, count) = (course.wave, self.last_wave(), asked.len());
-        course.tell(now, format!("Wave {wave} of {waves} has begun: {count} agents are asked."));
+        let agents = if count == 1 { "1 agent is".to_owned() } else { format!("{count} agents are") };
+        course.tell(now, format!("Wave {wave} of {waves} has begun: {agents} asked."));
         after.changed.extend(asked.into_iter().map(|target| (target.environment, target)));
     }
 

@@ -378,7 +378,9 @@ async fn a_bad_release_halts_at_the_first_of_twenty_agents_and_a_good_one_reache
     let good = fleet.command(&["start", "1.2.0", "--soak", "0", "--wait"]).await;
     let (out, err) = (text(&good.stdout), text(&good.stderr));
     assert_eq!(good.status.code(), Some(0), "{out}{err}\n{}", read(&fleet.log()));
-    for line in ["Wave 1 of 4 has begun: 1 agents", "Wave 4 of 4 has begun: 10 agents", "Completed: 20 of 20 agents"] {
+    for line in
+        ["Wave 1 of 4 has begun: 1 agent is asked", "Wave 4 of 4 has begun: 10 agents", "Completed: 20 of 20 agents"]
+    {
         assert!(out.contains(line), "{out}");
     }
     assert_eq!(fleet.versions(), BTreeMap::from([("1.2.0".to_owned(), 20)]));

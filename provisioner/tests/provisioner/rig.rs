@@ -48,7 +48,7 @@ pub(crate) fn spec() -> DropletSpec {
 pub(crate) fn policy() -> Policy {
     Policy {
         fleet_tag: FLEET_TAG.to_owned(),
-        lookup_grace: Duration::from_millis(150),
+        lookup_grace: Duration::from_millis(600),
         delete_repeat: Duration::from_millis(20),
         ..Policy::default()
     }
