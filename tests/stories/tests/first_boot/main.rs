@@ -80,7 +80,8 @@ async fn a_droplet_with_docker_ends_up_with_the_agent_running_as_the_unit_says()
         bench.shell("stat -c '%U %a' /etc/dtma.conf /var/lib/dtma /opt/dtma").await,
         "root 600\ndtma 700\nroot 755"
     );
-    assert_eq!(bench.shell("readlink /opt/dtma/current").await, "versions/9.9.9");
+    assert_eq!(bench.shell("readlink /opt/dtma/current /opt/dtma/good").await, "versions/9.9.9\nversions/9.9.9");
+    assert_eq!(bench.shell("systemctl is-active dtma-update.path dtma-update.timer").await, "active\nactive");
     assert_eq!(
         bench.shell("ls /run/dtma-bootstrap 2>&1 | grep -c 'No such file'").await,
         "1",
@@ -111,7 +112,9 @@ async fn what_is_shipped_satisfies_cloud_init_and_systemd() {
     assert!(schema.stdout.contains("Valid"), "{}", schema.stdout);
 
     // The guard changes the kernel's rules; nothing else on the droplet is its to touch.
-    for (unit, threshold) in [("dtma-agent", "20"), ("dtma-metadata-guard", "60")] {
+    // The updater changes programs and starts the agent anew, as root; nothing else.
+    let units = [("dtma-agent", "20"), ("dtma-metadata-guard", "60"), ("dtma-update", "55"), ("dtma-update-undo", "55")];
+    for (unit, threshold) in units {
         let unit = format!("/etc/systemd/system/{unit}.service");
         let verified = bench.run(&["systemd-analyze", "verify", &unit]).await;
         assert_eq!((verified.exit_code, verified.stderr.as_str()), (0, ""), "{}", verified.stdout);
@@ -129,8 +132,7 @@ async fn installing_again_changes_nothing_and_removing_keeps_what_is_the_operato
     let state = "find /opt/dtma /etc/systemd/system -printf '%p %l %m %u\\n' | sort; \
                  systemctl is-active dtma-agent dtma-metadata-guard; iptables -t raw -S PREROUTING";
     let before = bench.shell(state).await;
-    let again = "mkdir /tmp/r && cp -L /opt/dtma/current/dtma-agent /etc/systemd/system/dtma-*.service /opt/dtma/dtma.conf.example \
-                 /opt/dtma/metadata-guard /opt/dtma/install.sh /tmp/r && echo 9.9.9 >/tmp/r/VERSION && bash /tmp/r/install.sh";
+    let again = "cp -rL /opt/dtma/current /tmp/r && bash /tmp/r/install.sh";
     assert_eq!(bench.shell(again).await, "dtma-install: version 9.9.9 is installed");
     assert_eq!(bench.shell(state).await, before);
     assert_eq!(before.matches("-d 169.254.169.254/32 ! -i lo -j DROP").count(), 1, "{before}");
@@ -147,7 +149,7 @@ async fn installing_again_changes_nothing_and_removing_keeps_what_is_the_operato
         3
     );
     bench.shell("bash /tmp/r/install.sh && bash /opt/dtma/install.sh --uninstall --purge").await;
-    assert_eq!(bench.shell("ls -d /etc/dtma.conf /var/lib/dtma /opt/dtma 2>&1 | grep -c 'No such file'").await, "3");
+    assert_eq!(bench.shell("ls -d /etc/dtma.conf /var/lib/dtma* /opt/dtma 2>&1 | grep -c 'No such file'").await, "3");
     assert_eq!(bench.shell("id dtma 2>&1 | grep -c 'no such user'").await, "1");
     assert_eq!(
         bench.shell("bash /tmp/r/install.sh --uninstall").await.lines().count(),
@@ -162,9 +164,7 @@ async fn an_installer_that_cannot_put_the_guard_in_place_says_so_and_the_guard_i
     let bench = Bench::boot(WITH_DOCKER, Served::Agent(GOOD_AGENT)).await;
     bench.set_up().await;
     let breaking = "mv /usr/sbin/iptables /usr/sbin/iptables.away && systemctl stop dtma-agent dtma-metadata-guard; \
-                    iptables.away -t raw -F PREROUTING; mkdir /tmp/r && cp -L /opt/dtma/current/dtma-agent \
-                    /etc/systemd/system/dtma-*.service /opt/dtma/dtma.conf.example /opt/dtma/metadata-guard /opt/dtma/install.sh /tmp/r; \
-                    echo 9.9.9 >/tmp/r/VERSION; timeout 20 bash /tmp/r/install.sh; echo \"status $?\"";
+                    iptables.away -t raw -F PREROUTING; cp -rL /opt/dtma/current /tmp/r; timeout 20 bash /tmp/r/install.sh; echo \"status $?\"";
     let said = bench.shell(breaking).await;
     for expected in ["there is no iptables; install it", "dtma-metadata-guard.service did not start", "status 1"] {
         assert!(said.contains(expected), "{said}");

@@ -124,4 +124,12 @@ impl Droplet {
         let last = self.update_state().await?.update.last.ok_or("there was no update")?;
         Ok((last.outcome, last.code.unwrap_or_default()))
     }
+
+    /// How the provisioner was told last that updates stand on this droplet.
+    pub(crate) async fn reported(&self) -> Result<serde_json::Value, Box<dyn Error>> {
+        let path = format!("/internal/environments/{}", self.scene.environment.environment_id);
+        let answer = self.scene.stack.provisioner().request(reqwest::Method::GET, &path).send().await?;
+        let shown: serde_json::Value = answer.json().await?;
+        Ok(shown.pointer("/heartbeat/report/update").cloned().unwrap_or_default())
+    }
 }

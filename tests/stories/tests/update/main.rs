@@ -129,12 +129,11 @@ async fn a_version_that_does_not_work_goes_again_and_does_not_come_back() -> Sto
         let (ok, said, _) = droplet.update(&["--apply"]).await?;
         assert!(!ok && said.contains("(failed_before)") && said.contains("--again"), "{said}");
         until("the provisioner knows why", TWO_MINUTES, async || {
-            let shown = droplet.scene.stack.provisioner().get_raw(stories::AGENT).await?;
-            let known = shown.json().pointer("/data/update/failed_versions").cloned().unwrap_or_default();
-            let known = known.as_array().is_some_and(|failed| {
+            let reported = droplet.reported().await?;
+            let known = reported["failed_versions"].as_array().is_some_and(|failed| {
                 failed.iter().any(|failed| failed["version"] == version && failed["code"] == code)
             });
-            if known { Ok(Some(())) } else { Err(shown.text.into()) }
+            if known { Ok(Some(())) } else { Err(reported.to_string().into()) }
         })
         .await?;
     }
@@ -213,9 +212,8 @@ async fn a_good_update_is_a_blink_for_those_who_call_and_can_be_gone_back_from()
     droplet.settles_on("0.1.1").await?;
     droplet.tool_is_untouched().await?;
     until("the provisioner knows", TWO_MINUTES, async || {
-        let shown = droplet.scene.stack.provisioner().get_raw(stories::AGENT).await?;
-        let version = shown.json().pointer("/data/update/last/to_version").cloned().unwrap_or_default();
-        if version == "0.1.1" { Ok(Some(())) } else { Err(shown.text.into()) }
+        let reported = droplet.reported().await?;
+        if reported["last"]["to_version"] == "0.1.1" { Ok(Some(())) } else { Err(reported.to_string().into()) }
     })
     .await?;
 
