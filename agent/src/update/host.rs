@@ -30,6 +30,17 @@ pub(super) struct HostError {
     source: Option<io::Error>,
 }
 
+/// Why a program doesn't say what it is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unrunnable {
+    /// It is for other machines.
+    #[error("it is built for another machine ({0})")]
+    Foreign(String),
+    /// It doesn't run, or not well.
+    #[error("{0}")]
+    Broken(String),
+}
+
 /// The droplet as the updater needs it.
 pub(super) trait Host {
     /// The agent's unit as systemd has it.
@@ -43,7 +54,7 @@ pub(super) trait Host {
     /// Whether the agent's port answers.
     fn serving(&self, port: u16) -> bool;
     /// What a program says to `--version`, run as nobody who matters; or why it can't be run.
-    fn introduce(&self, program: &Path) -> Result<String, String>;
+    fn introduce(&self, program: &Path) -> Result<String, Unrunnable>;
     /// The end of the agent's log.
     fn last_words(&self) -> String;
     /// Bytes free where a path lies.
@@ -129,9 +140,9 @@ impl Host for Systemd {
         })
     }
 
-    fn introduce(&self, program: &Path) -> Result<String, String> {
-        let (uid, gid) = account(ACCOUNT)?;
-        introduce(program, Some((uid, gid)))
+    fn introduce(&self, program: &Path) -> Result<String, Unrunnable> {
+        let account = account(ACCOUNT).map_err(Unrunnable::Broken)?;
+        introduce(program, Some(account))
     }
 
     fn last_words(&self) -> String {
@@ -174,9 +185,10 @@ fn account(name: &str) -> Result<(u32, u32), String> {
 }
 
 /// Runs `program --version` for a moment.
-fn introduce(program: &Path, account: Option<(u32, u32)>) -> Result<String, String> {
-    if let Some(machine) = foreign_machine(program).map_err(|error| error.to_string())? {
-        return Err(format!("it is built for another machine ({machine})"));
+fn introduce(program: &Path, account: Option<(u32, u32)>) -> Result<String, Unrunnable> {
+    let broken = |error: &dyn std::fmt::Display| Unrunnable::Broken(error.to_string());
+    if let Some(machine) = foreign_machine(program).map_err(|error| broken(&error))? {
+        return Err(Unrunnable::Foreign(machine));
     }
     let mut command = Command::new(program);
     command
@@ -189,7 +201,7 @@ fn introduce(program: &Path, account: Option<(u32, u32)>) -> Result<String, Stri
     if let Some((uid, gid)) = account {
         command.uid(uid).gid(gid);
     }
-    let mut child = command.spawn().map_err(|error| error.to_string())?;
+    let mut child = command.spawn().map_err(|error| broken(&error))?;
     let output = child.stdout.take();
     let reader = std::thread::spawn(move || {
         let mut said = Vec::new();
@@ -204,15 +216,18 @@ fn introduce(program: &Path, account: Option<(u32, u32)>) -> Result<String, Stri
             Ok(None) | Err(_) => {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(format!("it had not said its version after {} s", INTRODUCTION.as_secs()));
+                return Err(Unrunnable::Broken(format!(
+                    "it had not said its version after {} s",
+                    INTRODUCTION.as_secs()
+                )));
             }
         }
     };
     if !status.success() {
-        return Err(format!("asked for its version it ended with {status}"));
+        return Err(Unrunnable::Broken(format!("asked for its version it ended with {status}")));
     }
-    let said = reader.join().map_err(|_| "its output could not be read".to_owned())?;
-    Ok(String::from_utf8_lossy(&said.map_err(|error| error.to_string())?).into_owned())
+    let said = reader.join().map_err(|_| broken(&"its output could not be read"))?;
+    Ok(String::from_utf8_lossy(&said.map_err(|error| broken(&error))?).into_owned())
 }
 
 /// The machine an ELF program is for, where it isn't this one. Anything else is left to the kernel.
@@ -251,7 +266,7 @@ mod tests {
         let (_folder, path) = script("#!/bin/sh\necho \"dtma-agent 1.2.3 ($#,$1,$HOME)\"");
         assert_eq!(introduce(&path, None).unwrap().trim(), "dtma-agent 1.2.3 (1,--version,)");
         let (_folder, path) = script("#!/bin/sh\nexit 3");
-        assert!(introduce(&path, None).unwrap_err().contains("exit status: 3"));
+        assert!(introduce(&path, None).unwrap_err().to_string().contains("exit status: 3"));
         let (_folder, path) = script("#!/bin/sh\nexec yes");
         assert!(introduce(&path, None).is_err());
         let (_folder, path) = script("not a program at all");
@@ -263,7 +278,8 @@ mod tests {
         let aarch64 = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\xb7\0 and so on";
         let (_folder, path) = script("");
         std::fs::write(&path, aarch64).unwrap();
-        assert!(introduce(&path, None).unwrap_err().contains("machine 183"));
+        let error = introduce(&path, None).unwrap_err();
+        assert!(matches!(&error, Unrunnable::Foreign(machine) if machine.ends_with("machine 183")), "{error}");
         let this = std::env::current_exe().unwrap();
         assert_eq!(foreign_machine(&this).unwrap(), None);
     }

@@ -10,7 +10,7 @@ use dtma_release::{Artifact, Digest, Manifest, PublicKeys, Version};
 use self_update::{ArchiveKind, Compression, Extract};
 use sha2::{Digest as _, Sha256};
 
-use super::host::Host;
+use super::host::{Host, Unrunnable};
 use super::places::sync;
 
 /// Every file of a release, and whether it is a program. One that a later version adds is no fault; one that is missing is.
@@ -77,11 +77,8 @@ pub(super) enum StageError {
         expected: String,
     },
     /// It isn't a program this machine runs.
-    #[error("the program in it can't run here: {why}")]
-    NoProgram {
-        /// Why.
-        why: String,
-    },
+    #[error("the program in it can't run here")]
+    NoProgram(#[source] Unrunnable),
     /// Something on this side: a full disk, most likely.
     #[error("the release can't be unpacked on this disk")]
     Disk(#[from] io::Error),
@@ -100,7 +97,8 @@ impl StageError {
             },
             Self::Contents { .. } => ("bad_archive", true),
             Self::OtherProgram { .. } => ("other_program", true),
-            Self::NoProgram { .. } => ("wrong_architecture", true),
+            Self::NoProgram(Unrunnable::Foreign(_)) => ("wrong_architecture", true),
+            Self::NoProgram(Unrunnable::Broken(_)) => ("not_runnable", true),
             Self::Disk(error) if is_full(error) => ("no_space", false),
             Self::Disk(_) => ("disk", false),
         }
@@ -198,7 +196,7 @@ fn contents(folder: &Path, version: &Version) -> Result<(), StageError> {
 
 /// The program is one for this machine, starts, and says it is what was announced.
 fn program(path: &Path, version: &Version, target: &str, host: &dyn Host) -> Result<(), StageError> {
-    let says = host.introduce(path).map_err(|why| StageError::NoProgram { why })?;
+    let says = host.introduce(path).map_err(StageError::NoProgram)?;
     let expected = introduction(&version.to_string(), target);
     if says.trim() != expected {
         let says = says.trim().chars().filter(|c| !c.is_control()).take(100).collect();

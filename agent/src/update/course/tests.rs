@@ -12,6 +12,7 @@ use ring::signature::Ed25519KeyPair;
 use sha2::Digest as _;
 
 use super::super::gate::Unit;
+use super::super::host::Unrunnable;
 use super::*;
 
 const TARGET: &str = "x86_64-linux-gnu";
@@ -182,12 +183,11 @@ impl Host for Droplet {
     }
 
     /// Programs here are texts: the version they say they are.
-    fn introduce(&self, program: &Path) -> Result<String, String> {
-        let text = std::fs::read_to_string(program).unwrap();
-        if text == "foreign" {
-            Err("it is built for another machine".to_owned())
-        } else {
-            Ok(stage::introduction(&text, TARGET))
+    fn introduce(&self, program: &Path) -> Result<String, Unrunnable> {
+        match std::fs::read_to_string(program).unwrap().as_str() {
+            "foreign" => Err(Unrunnable::Foreign("machine 183".to_owned())),
+            "broken" => Err(Unrunnable::Broken("it ended with 1".to_owned())),
+            version => Ok(stage::introduction(version, TARGET)),
         }
     }
 
@@ -402,6 +402,7 @@ fn a_release_that_is_not_what_it_must_be_is_refused_and_nothing_in_use_changes()
         (Offer::of("1.1.0", "1.1.0", 9), "wrong_archive_key"),
         (Offer::of("1.1.0", "0.9.0", 1), "other_program"),
         (Offer::of("1.1.0", "foreign", 1), "wrong_architecture"),
+        (Offer::of("1.1.0", "broken", 1), "not_runnable"),
     ] {
         let droplet = Droplet::new();
         assert_eq!(code(&apply(&droplet, &offer)), (UpdateOutcome::Refused, expected));

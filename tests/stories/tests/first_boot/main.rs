@@ -113,7 +113,8 @@ async fn what_is_shipped_satisfies_cloud_init_and_systemd() {
 
     // The guard changes the kernel's rules; nothing else on the droplet is its to touch.
     // The updater changes programs and starts the agent anew, as root; nothing else.
-    let units = [("dtma-agent", "20"), ("dtma-metadata-guard", "60"), ("dtma-update", "55"), ("dtma-update-undo", "55")];
+    let units =
+        [("dtma-agent", "20"), ("dtma-metadata-guard", "60"), ("dtma-update", "55"), ("dtma-update-undo", "55")];
     for (unit, threshold) in units {
         let unit = format!("/etc/systemd/system/{unit}.service");
         let verified = bench.run(&["systemd-analyze", "verify", &unit]).await;

@@ -138,7 +138,7 @@ impl Makers {
     pub(crate) fn mistreated(&self, terms: &Terms, script: &str) -> Result<Offer, Box<dyn Error>> {
         let mut real = std::fs::read(release::built_agent(&self.workspace))?;
         release::stamp(&mut real, &terms.version)?;
-        let script = format!("#!/bin/sh\n[ \"$1\" = --version ] || {{ {script}; }}\nexec \"$0.real\" \"$@\"\n");
+        let script = format!("#!/bin/sh\n[ \"$1\" = --version ] || {{\n{script}\n}}\nexec \"$0.real\" \"$@\"\n");
         self.pack(terms, &self.written("script", script.as_bytes())?, &[("dtma-agent.real", 0o755, real)])
     }
 
