@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use super::envelope::{self, Envelope, Kind};
 use super::line::{Came, Listening, NotSent, Pending};
 use super::switchboard::{Abilities, Owner, Refusal};
-use super::{Bridge, HANDSHAKE, IN_UNIT, IN_UNITS, InUse, Sharing, single_line};
+use super::{Bridge, HANDSHAKE, IN_UNIT, IN_UNITS, InUse, single_line};
 use crate::mcp::MAX_MESSAGE_BYTES;
 use crate::mcp::era::{LEGACY, MODERN};
 use crate::mcp::link::LinkEnd;
@@ -79,8 +79,11 @@ pub enum Refused {
     #[error("a request with this id is under way in this session")]
     IdInUse,
     /// As many as may have one.
-    #[error("too many clients have a session with this server")]
-    TooManySessions,
+    #[error("{most} clients have a session with this server, and there can't be more; DELETE ends one")]
+    TooManySessions {
+        /// How many may have one.
+        most: usize,
+    },
     /// As many as may be are under way.
     #[error("too many calls are under way to this server")]
     TooManyCalls,
@@ -159,35 +162,33 @@ impl Bridge {
     }
 
     async fn initialize(&self, request: &Envelope<'_>) -> Result<Response<Body>, Refused> {
-        match self.sharing {
-            Sharing::Shared => {
-                let (line, known) = self.common().await.map_err(Refused::Unreachable)?;
-                let nobody = || Refused::Unreachable(LinkEnd::because("nobody has shaken hands"));
-                let known = known.ok_or_else(nobody)?;
-                let wanted = envelope::string(request.params.protocol_version);
-                match known.answer(request.id, wanted.as_deref()) {
-                    Ok(answer) => {
-                        let session = self.admit(line, abilities(request)).ok_or(Refused::TooManySessions)?;
-                        Ok(with_session(json(StatusCode::OK, answer), &session))
-                    }
-                    Err(refusal) => Ok(json(StatusCode::OK, refusal)),
+        if !self.sharing.has_own_links() {
+            let (line, known) = self.common().await.map_err(Refused::Unreachable)?;
+            let nobody = || Refused::Unreachable(LinkEnd::because("nobody has shaken hands"));
+            let known = known.ok_or_else(nobody)?;
+            let wanted = envelope::string(request.params.protocol_version);
+            return match known.answer(request.id, wanted.as_deref()) {
+                Ok(answer) => {
+                    let session = self.admit(line, abilities(request), self.seat()?);
+                    Ok(with_session(json(StatusCode::OK, answer), &session))
                 }
-            }
-            Sharing::Own => {
-                let line = self.open().await.map_err(Refused::Unreachable)?;
-                let session = self.admit(line, Abilities::ANY).ok_or(Refused::TooManySessions)?;
-                // Until the server has agreed nobody knows of the session, so it ends with whatever goes wrong here.
-                let unknown = Unknown { bridge: self, id: session.id.clone(), agreed: false };
-                let pending = session.line.call(Owner::Session(session.key), request).await?;
-                let answer = timeout(HANDSHAKE, pending.answer()).await.map_err(|_| Refused::Silent)?;
-                let refused = Envelope::read(&answer).map_or(true, |answer| answer.error_code.is_some());
-                if refused {
-                    return Ok(json(StatusCode::OK, answer));
-                }
-                unknown.agreed();
-                Ok(with_session(json(StatusCode::OK, answer), &session))
-            }
+                Err(refusal) => Ok(json(StatusCode::OK, refusal)),
+            };
         }
+        // First of all: what there is no room for isn't even begun.
+        let seat = self.seat()?;
+        let line = self.open().await.map_err(Refused::Unreachable)?;
+        let session = self.admit(line, Abilities::ANY, seat);
+        // Until the server has agreed nobody knows of the session, so it ends with whatever goes wrong here.
+        let unknown = Unknown { bridge: self, id: session.id.clone(), agreed: false };
+        let pending = session.line.call(Owner::Session(session.key), request).await?;
+        let answer = timeout(HANDSHAKE, pending.answer()).await.map_err(|_| Refused::Silent)?;
+        let refused = Envelope::read(&answer).map_or(true, |answer| answer.error_code.is_some());
+        if refused {
+            return Ok(json(StatusCode::OK, answer));
+        }
+        unknown.agreed();
+        Ok(with_session(json(StatusCode::OK, answer), &session))
     }
 
     async fn legacy(
@@ -210,7 +211,7 @@ impl Bridge {
             }
             Kind::Notification => {
                 // To a shared server the agent has said so itself, once.
-                if self.sharing == Sharing::Own || message.method != "notifications/initialized" {
+                if self.sharing.has_own_links() || message.method != "notifications/initialized" {
                     session.line.notify(owner, message).await.map_err(gone)?;
                 }
                 Ok(accepted())
@@ -261,7 +262,7 @@ impl Bridge {
             }
             Kind::Notification => {
                 // To a shared server the agent has said so itself, once.
-                if self.sharing == Sharing::Own || message.method != "notifications/initialized" {
+                if !self.sharing.has_shared_link() || message.method != "notifications/initialized" {
                     let (line, _) = self.common().await.map_err(Refused::Unreachable)?;
                     line.notify(Owner::Lone, message).await.map_err(Refused::Unreachable)?;
                 }

@@ -16,7 +16,7 @@ use crate::mcp::link::Link;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A server in memory: each link to it is a new process.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Server {
     manner: Manner,
     /// Everything any process of it was told, and the end of each.
@@ -42,12 +42,39 @@ struct World {
 }
 
 fn world_of(manner: Manner, sharing: Sharing) -> World {
+    let (server, world) = server(manner);
+    world.with(sharing, server)
+}
+
+/// One whose sessions have processes of their own, and what those hear.
+fn world_of_processes(most: u16) -> (World, mpsc::UnboundedReceiver<Value>) {
+    let (own, heard) = mpsc::unbounded_channel();
+    let (server, around) = server(Manner::Legacy);
+    let dial = Arc::new(Server { heard: own, ..server.clone() });
+    (around.with(Sharing::Processes { dial, most }, server), heard)
+}
+
+/// What there is around a server.
+struct Around {
+    heard: mpsc::UnboundedReceiver<Value>,
+    holds: watch::Sender<bool>,
+    absent: watch::Sender<bool>,
+}
+
+fn server(manner: Manner) -> (Server, Around) {
     let (heard_sender, heard) = mpsc::unbounded_channel();
     let (holds, absent) = (watch::Sender::new(false), watch::Sender::new(false));
     let server = Server { manner, heard: heard_sender, holds: holds.subscribe(), absent: absent.subscribe() };
-    let shutdown = CancellationToken::new();
-    let bridge = Bridge::new("echo", sharing, Arc::new(server), shutdown.clone());
-    World { bridge, heard, holds, absent, shutdown }
+    (server, Around { heard, holds, absent })
+}
+
+impl Around {
+    fn with(self, sharing: Sharing, server: Server) -> World {
+        let Self { heard, holds, absent } = self;
+        let shutdown = CancellationToken::new();
+        let bridge = Bridge::new("echo", sharing, Arc::new(server), shutdown.clone());
+        World { bridge, heard, holds, absent, shutdown }
+    }
 }
 
 fn world() -> World {

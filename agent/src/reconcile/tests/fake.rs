@@ -1,5 +1,6 @@
 //! A container engine in memory, strangers included, which can be told to fail, to hang and to be gone.
 
+mod guests;
 mod images;
 mod inside;
 
@@ -20,10 +21,12 @@ use tokio_stream::wrappers::BroadcastStream;
 
 use crate::disks::{Disks, Reserve};
 use crate::engine::{
-    Attached, Condition, Container, ContainerId, Engine, EngineError, Exec, ExecEnd, ExecError, Executed, Exit,
-    HeldImage, Image, Kept, Link, LogLine, LogOptions, LogStream, Settings, Usage, Volumes, exact_ports,
+    Attached, Condition, Container, ContainerId, Engine, EngineError, Exec, ExecError, Executed, Exit, HeldImage,
+    Image, Link, LogLine, LogOptions, LogStream, Settings, Usage, Volumes, exact_ports,
 };
-use crate::instance::{DeploymentId, Environment, ImageReference, Limits, PortProtocol, RegistryCredentials, Spec};
+use crate::instance::{
+    DeploymentId, Environment, ImageReference, Limits, PortProtocol, RegistryCredentials, SessionOf, Spec,
+};
 
 /// What a container does once it is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,8 +91,18 @@ pub(crate) struct FakeEngine {
     pub(crate) died: Notify,
 }
 
-const CHANGING: [&str; 9] =
-    ["pull", "create", "rename", "adjust", "start", "stop", "restart", "remove", "remove_volumes"];
+const CHANGING: [&str; 10] = [
+    "pull",
+    "create",
+    "create_for_session",
+    "rename",
+    "adjust",
+    "start",
+    "stop",
+    "restart",
+    "remove",
+    "remove_volumes",
+];
 
 impl FakeEngine {
     pub(crate) fn new() -> Arc<Self> {
@@ -237,10 +250,10 @@ impl FakeEngine {
         });
     }
 
-    /// Ours, by name: the condition's word.
+    /// Ours, those of sessions left out, by name: the condition's word.
     pub(crate) fn ours(&self) -> BTreeMap<String, &'static str> {
         let world = self.world();
-        let ours = world.held.iter().filter(|held| held.ours);
+        let ours = world.held.iter().filter(|held| held.ours && held.container.session.is_none());
         ours.map(|held| (held.container.name.clone(), held.container.condition.word())).collect()
     }
 
@@ -301,6 +314,7 @@ pub(crate) fn blank(id: String, name: &str) -> Container {
         id: ContainerId(id),
         name: name.to_owned(),
         instance: None,
+        session: None,
         spec_hash: crate::instance::SpecHash::from_label(""),
         spec_label: String::new(),
         deployment: None,
@@ -347,11 +361,6 @@ fn make(world: &mut World, spec: &Spec, deployment: DeploymentId) -> Held {
 fn is_running(world: &mut World, id: &ContainerId) -> bool {
     let held = world.held.iter().find(|held| &held.container.id == id);
     held.is_some_and(|held| matches!(held.container.condition, Condition::Running { .. }))
-}
-
-fn executed(output: &str) -> Executed {
-    let stdout = Kept { bytes: output.as_bytes().to_vec(), dropped: 0 };
-    Executed { end: ExecEnd::Exited { code: 0 }, stdout, stderr: Kept::default() }
 }
 
 fn gone(operation: &'static str) -> EngineError {
@@ -469,6 +478,16 @@ impl Engine for FakeEngine {
             Ok(id)
         };
         self.call("create", name, create).await
+    }
+
+    async fn create_for_session(
+        &self,
+        session: &SessionOf,
+        spec: &Spec,
+        deployment: &DeploymentId,
+        like: &ContainerId,
+    ) -> Result<ContainerId, EngineError> {
+        self.created_for_session(session, spec, deployment, like).await
     }
 
     async fn rename(&self, id: &ContainerId, name: &str) -> Result<(), EngineError> {
