@@ -121,7 +121,7 @@ impl Agent {
         Self::start_all(prober, engine, state, timing, disks, vault)
     }
 
-    fn start_all(
+    pub(crate) fn start_all(
         prober: impl FnOnce(&Bridges) -> Arc<dyn Prober>,
         engine: DockerEngine,
         state: &Path,

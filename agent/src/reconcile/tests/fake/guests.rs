@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{FakeEngine, World, blank, gone, make};
-use crate::engine::{Condition, Container, ContainerId, EngineError, Exit};
+use crate::engine::{Container, ContainerId, EngineError};
 use crate::instance::{DeploymentId, SessionOf, Spec};
 
 impl FakeEngine {
@@ -41,14 +41,5 @@ impl FakeEngine {
         let world = self.world();
         let guests = world.held.iter().filter(|held| held.container.session.is_some());
         guests.map(|held| (held.container.name.clone(), held.container.condition.word())).collect()
-    }
-
-    /// The process in a container of ours ends, and nobody starts it again.
-    pub(crate) fn end(&self, id: &ContainerId, code: i64) {
-        let mut world = self.world();
-        let held = world.held.iter_mut().find(|held| &held.container.id == id).unwrap();
-        held.container.condition = Condition::Exited(Exit { code, out_of_memory: false, error: String::new() });
-        drop(world);
-        let _ = self.changed.send(());
     }
 }
