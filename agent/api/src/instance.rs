@@ -231,7 +231,9 @@ pub enum Transport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SessionMode {
-    /// All speak with one process, their messages kept apart.
+    /// All speak with one process, their messages kept apart. Only a server that knows both eras of the protocol, and keeps to the one its
+    /// process was addressed in first, has a second one for clients of the era without sessions, in a container like the instance's own,
+    /// while there are any.
     Shared,
     /// Each session has a container of its own, made like the instance's when the client says `initialize`, and removed when the session
     /// ends. It has the same limits, volumes, secrets and way out; it publishes no ports. The instance's own container is what is probed,

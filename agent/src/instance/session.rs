@@ -13,7 +13,7 @@ pub const LARGEST_MOST: u16 = 64;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SessionMode {
-    /// All clients speak with the instance's one process, their messages kept apart.
+    /// All clients speak with the instance's one process, or one for each era of the protocol, their messages kept apart.
     #[default]
     Shared,
     /// Each session has a process of its own.

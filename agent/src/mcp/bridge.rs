@@ -10,6 +10,7 @@
 
 mod downstream;
 mod envelope;
+mod eras;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzed;
 mod handshake;
@@ -30,6 +31,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 
+use self::eras::Eras;
 use self::line::Line;
 use self::switchboard::{Abilities, SessionKey};
 use super::link::session::SessionDialer;
@@ -143,15 +145,23 @@ impl Bridges {
         let mut bridges = lock(&self.inner.bridges);
         let bridge = bridges
             .entry((upstream.container.clone(), (upstream.transport != Transport::Stdio).then_some(address)))
-            .or_insert_with(|| Bridge::new(upstream.instance.as_str(), sharing, dial, self.inner.shutdown.clone()));
+            .or_insert_with(|| {
+                let another = (upstream.transport == Transport::Stdio).then(|| self.container(upstream, None));
+                Bridge::new(upstream.instance.as_str(), sharing, dial, another, self.inner.shutdown.clone())
+            });
         Some(Arc::clone(bridge))
     }
 
     fn sharing(&self, upstream: &Upstream) -> Sharing {
         let SessionMode::PerSession { most } = upstream.sessions else { return Sharing::Shared };
+        Sharing::Processes { dial: self.container(upstream, Some(most)), most }
+    }
+
+    /// Leads to a container beside the instance's own.
+    fn container(&self, upstream: &Upstream, most: Option<u16>) -> Arc<dyn Dial> {
         let (engine, sessions) = (Arc::clone(&self.inner.engine), self.inner.sessions.clone());
         let (instance, beside) = (upstream.instance.clone(), upstream.container.clone());
-        Sharing::Processes { dial: Arc::new(SessionDialer::new(engine, sessions, instance, beside, most)), most }
+        Arc::new(SessionDialer::new(engine, sessions, instance, beside, most))
     }
 }
 
@@ -202,6 +212,9 @@ pub struct Bridge {
     instance: String,
     sharing: Sharing,
     dial: Arc<dyn Dial>,
+    /// Opens a link to another process of the same server, where there can be one.
+    another: Option<Arc<dyn Dial>>,
+    eras: Eras,
     /// The link of those who have none of their own, made when it is first needed.
     common: Mutex<Option<Opening>>,
     sessions: Mutex<HashMap<String, Arc<Session>>>,
@@ -214,14 +227,22 @@ pub struct Bridge {
 }
 
 impl Bridge {
-    /// A bridge to the server `dial` leads to.
-    pub fn new(instance: &str, sharing: Sharing, dial: Arc<dyn Dial>, shutdown: CancellationToken) -> Arc<Self> {
+    /// A bridge to the server `dial` leads to; `another` leads to another process of it.
+    pub fn new(
+        instance: &str,
+        sharing: Sharing,
+        dial: Arc<dyn Dial>,
+        another: Option<Arc<dyn Dial>>,
+        shutdown: CancellationToken,
+    ) -> Arc<Self> {
         let (most, _) = sharing.room();
         Arc::new(Self {
             instance: instance.to_owned(),
             seats: Arc::new(Semaphore::new(most)),
             sharing,
             dial,
+            another,
+            eras: Eras::default(),
             common: Mutex::default(),
             sessions: Mutex::default(),
             next_session: AtomicU64::new(1),
@@ -354,10 +375,11 @@ impl Bridge {
             .map(|(_, session)| session)
             .collect();
         drop(expired);
+        self.eras.expire(now);
     }
 
     fn is_of_use(&self) -> bool {
-        !lock(&self.sessions).is_empty() || lock(&self.common).as_ref().is_some_and(is_of_use)
+        !lock(&self.sessions).is_empty() || self.eras.is_of_use() || lock(&self.common).as_ref().is_some_and(is_of_use)
     }
 }
 

@@ -42,8 +42,8 @@ pub(super) struct Wish {
     pub(super) instance: InstanceName,
     /// The instance's own container when the session began. The session lasts no longer than that is the one that serves.
     pub(super) beside: ContainerId,
-    /// The instance may have so many containers of sessions.
-    pub(super) most: u16,
+    /// The instance may have so many containers of clients' sessions. None: it isn't one of those, and doesn't count.
+    pub(super) most: Option<u16>,
     /// The session's container, once it runs.
     pub(super) container: Option<ContainerId>,
 }
@@ -57,8 +57,9 @@ enum Standing {
 
 impl Sessions {
     /// Asks for a container for a new session with the server of `instance`, whose own container is `beside`. There will be no more than `most`
-    /// of them; who comes when there are as many waits until one is gone.
-    pub fn ask(&self, instance: &InstanceName, beside: &ContainerId, most: u16) -> Place {
+    /// of them; who comes when there are as many waits until one is gone. Without `most` it is a session of the agent itself for several
+    /// clients, beyond those.
+    pub fn ask(&self, instance: &InstanceName, beside: &ContainerId, most: Option<u16>) -> Place {
         let session = SessionId(uuid::Uuid::new_v4());
         let wish = Wish { session, instance: instance.clone(), beside: beside.clone(), most, container: None };
         let (standing, told) = watch::channel(Standing::Wanted);
@@ -67,11 +68,12 @@ impl Sessions {
         Place { sessions: self.clone(), session, told }
     }
 
-    /// How many sessions with the instance's server have a container that runs.
+    /// How many clients' sessions with the instance's server have a container that runs.
     pub(super) fn count(&self, instance: &InstanceName) -> u32 {
         let wishes = self.wishes();
         let there = wishes.values().filter(|entered| &entered.wish.instance == instance);
-        u32::try_from(there.filter(|entered| entered.wish.container.is_some()).count()).unwrap_or(u32::MAX)
+        let counts = |wish: &Wish| wish.most.is_some() && wish.container.is_some();
+        u32::try_from(there.filter(|entered| counts(&entered.wish)).count()).unwrap_or(u32::MAX)
     }
 
     pub(super) async fn changed(&self) {
@@ -163,8 +165,8 @@ mod tests {
     async fn a_wish_stands_in_the_book_until_its_place_is_dropped_or_taken_away() {
         let (sessions, name) = (Sessions::default(), "one".parse().unwrap());
         let (main, own) = (ContainerId("main".into()), ContainerId("own".into()));
-        let mut place = sessions.ask(&name, &main, 2);
-        let other = sessions.ask(&"two".parse().unwrap(), &main, 2);
+        let mut place = sessions.ask(&name, &main, Some(2));
+        let other = sessions.ask(&"two".parse().unwrap(), &main, Some(2));
         let wish = sessions.all().into_iter().find(|wish| wish.instance == name).unwrap();
         assert_eq!((wish.beside, wish.container, sessions.count(&name)), (main, None, 0));
         assert!(place.container().now_or_never().is_none(), "nobody has made it yet");

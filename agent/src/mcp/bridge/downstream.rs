@@ -17,6 +17,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::envelope::{self, Envelope, Kind};
+use super::eras::Way;
 use super::line::{Came, Listening, NotSent, Pending};
 use super::switchboard::{Abilities, Owner, Refusal};
 use super::{Bridge, HANDSHAKE, IN_UNIT, IN_UNITS, InUse, single_line};
@@ -235,25 +236,21 @@ impl Bridge {
                     let error = envelope::error(message.id, HEADER_MISMATCH, &mismatch);
                     return Ok(json(StatusCode::BAD_REQUEST, error));
                 }
-                let (mut line, known) = self.common().await.map_err(Refused::Unreachable)?;
-                let initialized = known.is_some_and(|known| known.initialized().is_some());
-                if initialized && message.method == "server/discover" {
+                let mut way = self.way().await.map_err(Refused::Unreachable)?;
+                let mut pending = self.ask_on(&way, message).await?;
+                if let Some(Err(NotSent::Ended(_))) = pending {
+                    // It ended just now, and nothing was sent.
+                    way = self.way().await.map_err(Refused::Unreachable)?;
+                    pending = self.ask_on(&way, message).await?;
+                }
+                let Some(pending) = pending else {
                     // Clients that know both eras begin a session upon this, in which the server can ask them things, too.
                     let why = "this server is spoken to in the older era of the protocol: begin with initialize";
                     let error = envelope::error(message.id, envelope::METHOD_NOT_FOUND, why);
                     return Ok(json(StatusCode::NOT_FOUND, error));
-                }
-                let in_its_words = if initialized { message.in_legacy_words() } else { message.with(&[]) };
-                let request = Envelope::read(&in_its_words);
-                let request = request.map_err(|malformed| Refused::NoMessage(malformed.to_string()))?;
-                let mut pending = line.call(Owner::Lone, &request).await;
-                if let Err(NotSent::Ended(_)) = pending {
-                    // It ended just now, and nothing was sent.
-                    line = self.common().await.map_err(Refused::Unreachable)?.0;
-                    pending = line.call(Owner::Lone, &request).await;
-                }
+                };
                 drop(room);
-                let shape: Shape = match (initialized, CACHEABLE.contains(&message.method.as_str())) {
+                let shape: Shape = match (way.translated, CACHEABLE.contains(&message.method.as_str())) {
                     (false, _) => |message| message,
                     (true, false) => |message| envelope::in_modern_words(message, false),
                     (true, true) => |message| envelope::in_modern_words(message, true),
@@ -263,13 +260,24 @@ impl Bridge {
             Kind::Notification => {
                 // To a shared server the agent has said so itself, once.
                 if !self.sharing.has_shared_link() || message.method != "notifications/initialized" {
-                    let (line, _) = self.common().await.map_err(Refused::Unreachable)?;
+                    let Way { line, .. } = self.way().await.map_err(Refused::Unreachable)?;
                     line.notify(Owner::Lone, message).await.map_err(Refused::Unreachable)?;
                 }
                 Ok(accepted())
             }
             Kind::Response => Err(Refused::NoMessage("in this version of the protocol nobody asks clients".to_owned())),
         }
+    }
+
+    /// Asks the server what a client without a session asks; nothing where the server has no such thing.
+    async fn ask_on(&self, way: &Way, message: &Envelope<'_>) -> Result<Option<Result<Pending, NotSent>>, Refused> {
+        if way.translated && message.method == "server/discover" {
+            return Ok(None);
+        }
+        let in_its_words = if way.translated { message.in_legacy_words() } else { message.with(&[]) };
+        let request = Envelope::read(&in_its_words);
+        let request = request.map_err(|malformed| Refused::NoMessage(malformed.to_string()))?;
+        Ok(Some(way.line.call(Owner::Lone, &request).await))
     }
 
     fn get(&self, headers: &HeaderMap) -> Result<Response<Body>, Refused> {

@@ -258,6 +258,8 @@ pub(super) fn result(id: &str, result: &str) -> Bytes {
 pub(super) const INTERNAL_ERROR: i64 = -32603;
 /// For a method nobody here knows.
 pub(super) const METHOD_NOT_FOUND: i64 = -32601;
+/// What some servers say instead, which check what is asked before they look whether they know it.
+pub(super) const INVALID_PARAMS: i64 = -32602;
 
 #[cfg(test)]
 mod tests {

@@ -100,6 +100,12 @@ pub(super) async fn prove(line: &Arc<Line>, known: &Known) -> Result<(), LinkEnd
     asked.map(|_| ())
 }
 
+/// Asks for what only the newer era has. `Err` inside with the code of the error that came instead.
+pub(super) async fn ask_for_newer_era(line: &Arc<Line>) -> Result<Result<(), i64>, LinkEnd> {
+    let asked = ask(line, "server/discover", discover()).await?;
+    Ok(asked.map(|_| ()).map_err(|refused| refused.code))
+}
+
 /// A page of the server's tools: the result of `tools/list`; `cursor` is where the page before ended.
 pub(super) async fn tools(line: &Arc<Line>, known: &Known, cursor: Option<Value>) -> Result<Value, LinkEnd> {
     let mut params = match known.initialized {

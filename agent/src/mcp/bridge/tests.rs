@@ -31,6 +31,23 @@ enum Manner {
     Legacy,
     /// Knows no `initialize`.
     Modern,
+    /// Knows both, and each process keeps to what it is addressed in first.
+    Locks,
+    /// Knows both over one link.
+    Both,
+}
+
+impl Manner {
+    /// Whether it takes `initialize`, and what only the newer era has, in a process that was addressed in the newer era, or the older, or
+    /// not at all yet.
+    fn takes(self, addressed: Option<bool>) -> (bool, bool) {
+        match self {
+            Self::Legacy => (true, false),
+            Self::Modern => (false, true),
+            Self::Locks => (addressed != Some(true), addressed != Some(false)),
+            Self::Both => (true, true),
+        }
+    }
 }
 
 struct World {
@@ -48,8 +65,12 @@ fn world_of(manner: Manner, sharing: Sharing) -> World {
 
 /// One whose sessions have processes of their own, and what those hear.
 fn world_of_processes(most: u16) -> (World, mpsc::UnboundedReceiver<Value>) {
+    world_of_processes_of(Manner::Legacy, most)
+}
+
+fn world_of_processes_of(manner: Manner, most: u16) -> (World, mpsc::UnboundedReceiver<Value>) {
     let (own, heard) = mpsc::unbounded_channel();
-    let (server, around) = server(Manner::Legacy);
+    let (server, around) = server(manner);
     let dial = Arc::new(Server { heard: own, ..server.clone() });
     (around.with(Sharing::Processes { dial, most }, server), heard)
 }
@@ -72,7 +93,8 @@ impl Around {
     fn with(self, sharing: Sharing, server: Server) -> World {
         let Self { heard, holds, absent } = self;
         let shutdown = CancellationToken::new();
-        let bridge = Bridge::new("echo", sharing, Arc::new(server), shutdown.clone());
+        let another = Some(Arc::new(server.clone()) as Arc<dyn Dial>);
+        let bridge = Bridge::new("echo", sharing, Arc::new(server), another, shutdown.clone());
         World { bridge, heard, holds, absent, shutdown }
     }
 }
@@ -109,21 +131,33 @@ async fn process(
     let mut asked: BTreeMap<String, Value> = BTreeMap::new();
     // Calls that are answered in another order.
     let mut late: Vec<Value> = Vec::new();
+    // Whether it was addressed in the newer era first.
+    let mut addressed = None;
     while let Some(message) = messages.recv().await {
         let message: Value = serde_json::from_slice(&message).unwrap();
         let _ = heard.send(message.clone());
         drop(holds.wait_for(|holds| !holds).await);
         let (id, params) = (message["id"].clone(), message["params"].clone());
         let answer = |result: Value| json!({"jsonrpc": "2.0", "id": id, "result": result});
+        let (older, newer) = manner.takes(addressed);
+        let begins = message["method"].as_str().filter(|method| matches!(*method, "initialize" | "server/discover"));
+        if begins.is_some() && addressed.is_none() {
+            addressed = Some(begins == Some("server/discover"));
+        }
+        if manner == Manner::Locks && begins == Some("server/discover") && !newer {
+            let error = json!({"code": -32600, "message": "this connection serves another era"});
+            say(json!({"jsonrpc": "2.0", "id": id, "error": error})).await;
+            continue;
+        }
         match message["method"].as_str() {
             None => {
                 let call = asked.remove(id.as_str().unwrap_or_default()).unwrap();
                 say(json!({"jsonrpc": "2.0", "id": call, "result": message})).await;
             }
-            Some("initialize") if manner == Manner::Legacy => {
+            Some("initialize") if older => {
                 say(answer(json!({"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}}))).await;
             }
-            Some("server/discover") if manner == Manner::Modern => {
+            Some("server/discover") if newer => {
                 say(answer(json!({"supportedVersions": ["2026-07-28"]}))).await;
             }
             Some("crash") => {
@@ -295,5 +329,6 @@ async fn next(body: &mut Body) -> Value {
 }
 
 mod calls;
+mod eras;
 mod rules;
 mod sessions;

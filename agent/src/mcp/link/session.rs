@@ -15,24 +15,24 @@ use crate::reconcile::{Place, Sessions};
 /// Making and starting a container on a busy host, after others that are wanted at the same time.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Gives each link a container of its own.
+/// Gives each link a container of its own, beside the instance's.
 pub struct SessionDialer {
     engine: Arc<dyn Engine>,
     sessions: Sessions,
     instance: InstanceName,
     /// The instance's own container.
     beside: ContainerId,
-    most: u16,
+    most: Option<u16>,
 }
 
 impl SessionDialer {
-    /// For sessions with the server of `instance`, whose own container is `beside`; `most` at once.
+    /// For sessions with the server of `instance`, whose own container is `beside`; `most` at once, as [`Sessions::ask`] has it.
     pub fn new(
         engine: Arc<dyn Engine>,
         sessions: Sessions,
         instance: InstanceName,
         beside: ContainerId,
-        most: u16,
+        most: Option<u16>,
     ) -> Self {
         Self { engine, sessions, instance, beside, most }
     }

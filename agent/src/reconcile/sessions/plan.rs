@@ -57,8 +57,8 @@ pub(in crate::reconcile) fn plan(subject: &Subject<'_>) -> Vec<Step> {
         kept.insert(session);
         if there.is_none() {
             let taken = taken.entry(&wish.instance).or_default();
-            if *taken < usize::from(wish.most) {
-                *taken += 1;
+            if wish.most.is_none_or(|most| *taken < usize::from(most)) {
+                *taken += usize::from(wish.most.is_some());
                 let session = SessionOf { id: session, instance: wish.instance.clone() };
                 steps.push(Step::Begin { session, like: wish.beside.clone() });
             }
@@ -81,12 +81,15 @@ pub(in crate::reconcile) fn plan(subject: &Subject<'_>) -> Vec<Step> {
     steps
 }
 
-/// How many containers of sessions each instance has, those that are being made included.
+/// How many containers of clients' sessions each instance has, those that are being made included.
 fn taken<'a>(subject: &Subject<'a>) -> BTreeMap<&'a InstanceName, usize> {
     let mut sessions: BTreeMap<SessionId, &InstanceName> =
         subject.under_way.iter().map(|(session, instance)| (*session, instance)).collect();
     let there = subject.containers.iter().filter_map(|container| container.session.as_ref());
     sessions.extend(there.map(|session| (session.id, &session.instance)));
+    for wish in subject.wishes.iter().filter(|wish| wish.most.is_none()) {
+        sessions.remove(&wish.session);
+    }
     let mut taken: BTreeMap<&InstanceName, usize> = BTreeMap::new();
     for instance in sessions.into_values() {
         *taken.entry(instance).or_default() += 1;

@@ -13,7 +13,7 @@ fn per_session(text: &str) -> Spec {
 /// A session with the server, with its container.
 async fn session(agent: &Agent) -> (Place, ContainerId) {
     let upstream = agent.instances.upstream(&name("one")).unwrap();
-    let mut place = agent.sessions.ask(&name("one"), &upstream.container, 2);
+    let mut place = agent.sessions.ask(&name("one"), &upstream.container, Some(2));
     let container = place.container().await.unwrap();
     (place, container)
 }
@@ -102,7 +102,7 @@ async fn a_container_that_can_not_be_had_is_said_to_whoever_asked_and_leaves_not
     let upstream = agent.instances.upstream(&name("one")).unwrap();
     for verb in ["create_for_session", "start"] {
         engine.fail(verb, refused);
-        let mut place = agent.sessions.ask(&name("one"), &upstream.container, 2);
+        let mut place = agent.sessions.ask(&name("one"), &upstream.container, Some(2));
         assert_eq!(place.container().await, Err("Docker refused to do it: no".to_owned()), "{verb}");
         engine.heal();
         until_guests(&engine, 0).await;

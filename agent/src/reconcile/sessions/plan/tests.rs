@@ -38,7 +38,7 @@ impl World {
     fn wishes(mut self, number: u128, container: Option<&str>) -> Self {
         let session = session(number).id;
         let container = container.map(id);
-        self.wishes.push(Wish { session, instance: one(), beside: id("main"), most: 2, container });
+        self.wishes.push(Wish { session, instance: one(), beside: id("main"), most: Some(2), container });
         self
     }
 
@@ -97,6 +97,16 @@ fn an_instance_has_as_many_as_it_may_and_the_next_waits_for_one_to_be_gone() {
     assert_eq!(leaving.steps(), [remove(1, "a", true), remove(2, "b", true)]);
     let left = World::new().has(1, "a", RUNS).works_on(1).wishes(3, None).wishes(4, None);
     assert_eq!(left.steps(), [begin(3)]);
+}
+
+#[test]
+fn a_session_of_the_agents_own_takes_no_clients_place() {
+    let mut world = World::new().wishes(1, None).wishes(2, Some("b")).has(2, "b", RUNS).wishes(3, None).wishes(4, None);
+    world.wishes[1].most = None;
+    assert_eq!(world.steps(), [begin(1), begin(3)]);
+    world.wishes[1].container = None;
+    world.containers.clear();
+    assert_eq!(world.steps(), [begin(1), begin(2), begin(3)]);
 }
 
 #[test]
