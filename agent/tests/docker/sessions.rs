@@ -12,6 +12,7 @@ use dtma_agent::mcp::McpProber;
 use dtma_agent::reconcile::Timing;
 use dtma_agent::store::vault::Vault;
 use rmcp::ClientLifecycleMode;
+use rmcp::model::ProtocolVersion;
 use serde_json::{Value, json};
 
 use crate::bridge::{Client, LIMIT, SERVER, call, client_beginning, failed_at_once};
@@ -299,5 +300,81 @@ async fn a_session_may_go_where_its_instance_may() {
     drop(alice);
     assert_eq!(agent.call(Method::DELETE, &format!("/tools/{name}?volumes=true")).await.0, StatusCode::OK);
     docker(&["rm", "-f", &host.name("server")]);
+    assert_eq!(host.left(), Vec::<String>::new());
+}
+
+/// Knows both eras, and keeps to the one it is addressed in first. Its one tool says where it was called, and in which era.
+const TWO_MINDED: &str = r#"
+era=
+while IFS= read -r line; do
+  id=${line#*\"id\":}; id=${id%%[,\}]*}
+  say() { printf '{"jsonrpc":"2.0","id":%s,%s}\n' "$id" "$1"; }
+  case "$line" in
+    *'"id":'*) ;;
+    *) continue ;;
+  esac
+  case "$line" in
+    *'"method":"server/discover"'*) begins=newer ;;
+    *'"method":"initialize"'*) begins=older ;;
+    *) begins=$era ;;
+  esac
+  era=${era:-$begins}
+  if [ "$begins" != "$era" ]; then
+    say '"error":{"code":-32600,"message":"this connection is of the other era"}'
+    continue
+  fi
+  case "$line" in
+    *'"method":"initialize"'*)
+      say '"result":{"protocolVersion":"2025-11-25","capabilities":{"tools":{}},"serverInfo":{"name":"two","version":"1"}}' ;;
+    *'"method":"server/discover"'*)
+      say '"result":{"resultType":"complete","ttlMs":0,"cacheScope":"private","supportedVersions":["2026-07-28"],"capabilities":{"tools":{}}}' ;;
+    *'"method":"tools/call"'*)
+      say "\"result\":{\"resultType\":\"complete\",\"content\":[{\"type\":\"text\",\"text\":\"$HOSTNAME $era\"}]}" ;;
+    *) say '"result":{}' ;;
+  esac
+done
+"#;
+
+#[tokio::test]
+#[ignore = "needs Docker and root: cargo xtask test"]
+async fn a_server_that_keeps_to_one_era_has_a_container_for_each_and_the_instances_is_the_older_one() {
+    let (host, state) = (Host::new(), tempfile::tempdir().unwrap());
+    let secrets = tempfile::Builder::new().prefix("dtma-secrets-").tempdir_in("/dev/shm").unwrap();
+    let agent = start(&host, state.path(), secrets.path());
+    let name = host.name("each");
+    let more = json!({ "sessionMode": "shared", "maxSessions": null, "baseConfigOverrideJson": { "Cmd": ["sh", "-c", TWO_MINDED] } });
+    let (status, answer) = agent.deploy(&deploys(&host, more)).await;
+    assert_eq!((status, &answer["data"]["session_mode"]), (StatusCode::CREATED, &json!("shared")), "{answer}");
+    let main = answer["data"]["container_id"].as_str().unwrap()[..12].to_owned();
+    let preferred_versions = vec![ProtocolVersion::V_2026_07_28];
+    let newer = || ClientLifecycleMode::Discover { preferred_versions: preferred_versions.clone() };
+
+    let old = client(&agent, &name).await;
+    assert_eq!(call(&old, "where").await.unwrap(), format!("{main} older"));
+    assert_eq!(guests(&host).len(), 0, "nobody needs another yet");
+    let (alice, bob) = (client_beginning(&agent, &name, newer()).await, client_beginning(&agent, &name, newer()).await);
+    let other = guests(&host).pop_first().unwrap();
+    assert_eq!(guests(&host).len(), 1, "both have the same");
+    for new in [&alice, &bob] {
+        assert_eq!(call(new, "where").await.unwrap(), format!("{other} newer"));
+    }
+    assert_eq!(call(&old, "where").await.unwrap(), format!("{main} older"));
+
+    // Killed by hand, it is made anew for whoever comes next.
+    docker(&["kill", &other]);
+    let begun = Instant::now();
+    let again = loop {
+        match call(&alice, "where").await {
+            Ok(again) => break again,
+            Err(error) => assert!(begun.elapsed() < LIMIT, "it never works again: {error}"),
+        }
+    };
+    assert!(again.ends_with(" newer") && !again.starts_with(&other), "{again}");
+    assert_eq!(call(&old, "where").await.unwrap(), format!("{main} older"));
+
+    agent.kill().await;
+    let agent = start(&host, state.path(), secrets.path());
+    until_guests(&host, &[]).await;
+    assert_eq!(agent.call(Method::DELETE, &format!("/tools/{name}?volumes=true")).await.0, StatusCode::OK);
     assert_eq!(host.left(), Vec::<String>::new());
 }
