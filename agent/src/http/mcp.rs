@@ -28,7 +28,8 @@ pub(super) fn routes<T: Table>(table: T) -> T {
                  answer are passed on with their headers; the agent's credential stays behind. To any other \
                  the agent speaks the transport's part itself: `initialize` is answered with an `Mcp-Session-Id`, which ends after 30 minutes \
                  without use or with the server's process; then it is answered with 404, and the client begins anew. With `sessionMode: per-session` \
-                 it begins in a container of its own, and the instance's own one answers clients of the era without sessions. Every call under way when the \
+                 it begins in a container of its own, ends two minutes after its client has stopped listening at the latest, and the \
+                 instance's own one answers clients of the era without sessions. Every call under way when the \
                  process ends is answered with the JSON-RPC error -32603. A client that hangs up cancels its call. A failure of the agent is a \
                  `Failure`, a failure of the server whatever it says; of the errors of the 2026-07-28 version -32601 comes with 404, -32020 to \
                  -32022 with 400, and are JSON-RPC responses.",
@@ -63,7 +64,7 @@ pub(super) fn routes<T: Table>(table: T) -> T {
                 (503, "instance_removing", "it is being removed"),
                 (503, "instance_starting", "try again after `Retry-After`"),
                 (503, "instance_stopped", "`POST /tools/{ref}/start` starts it"),
-                (503, "too_many_sessions", "256 clients have a session with the server, or, with `sessionMode: per-session`, `maxSessions`; none of them has gone unused for long"),
+                (503, "too_many_sessions", "as many clients as may have a session with the server: 256, or with `sessionMode: per-session` as many as `maxSessions` says"),
                 (504, "instance_silent", "it took too long to begin its answer"),
             ])
     };

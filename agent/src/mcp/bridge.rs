@@ -20,7 +20,7 @@ mod switchboard;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -51,6 +51,9 @@ pub use self::handshake::Known;
 const MAX_SESSIONS: usize = 256;
 /// A session nobody uses for so long is gone.
 const IDLE: Duration = Duration::from_secs(30 * 60);
+/// The same where a session has a process of its own, and its client has listened and then hung up: clients that leave without saying so do
+/// that, and others listen again at once.
+const LEFT: Duration = Duration::from_secs(2 * 60);
 /// When there are too many, one that nobody has used for so long makes room: many clients leave without saying so.
 const SPARE: Duration = Duration::from_secs(60);
 /// The same where a session takes what its server remembers with it.
@@ -353,6 +356,7 @@ impl Bridge {
             key,
             line,
             used: Mutex::new(Instant::now()),
+            listened: AtomicBool::new(false),
             _seat: seat,
         });
         let mut sessions = lock(&self.sessions);
@@ -371,11 +375,19 @@ impl Bridge {
     /// Ends sessions that nobody uses, and those whose link is gone.
     fn expire(&self, now: Instant) {
         let expired: Vec<Arc<Session>> = lock(&self.sessions)
-            .extract_if(|_, session| session.line.ended().is_some() || session.idle(now) >= IDLE)
+            .extract_if(|_, session| session.line.ended().is_some() || session.idle(now) >= self.patience(session))
             .map(|(_, session)| session)
             .collect();
         drop(expired);
         self.eras.expire(now);
+    }
+
+    /// For how long nobody may use a session.
+    fn patience(&self, session: &Session) -> Duration {
+        match self.sharing {
+            Sharing::Processes { .. } if session.listened.load(Ordering::Relaxed) => LEFT,
+            Sharing::Processes { .. } | Sharing::Shared | Sharing::Own => IDLE,
+        }
     }
 
     fn is_of_use(&self) -> bool {
@@ -409,6 +421,8 @@ struct Session {
     key: SessionKey,
     line: Arc<Line>,
     used: Mutex<Instant>,
+    /// Its client has listened for what belongs to no call.
+    listened: AtomicBool,
     _seat: OwnedSemaphorePermit,
 }
 

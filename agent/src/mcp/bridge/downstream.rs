@@ -4,6 +4,7 @@
 //! nothing does for a while. A client that hangs up cancels its call, in both eras: there are no streams to resume here, so nobody could be
 //! told the answer any more.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -288,6 +289,7 @@ impl Bridge {
             return Err(Refused::NotAcceptable(EVENTS));
         }
         let session = self.session_of(headers)?;
+        session.listened.store(true, Ordering::Relaxed);
         let listening = session.line.listen(session.key);
         let end = self.shutdown.clone();
         let events = stream::unfold((listening, session, end), async |(mut listening, session, end)| {

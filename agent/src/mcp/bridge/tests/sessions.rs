@@ -128,6 +128,22 @@ async fn there_are_no_more_processes_than_there_may_be_and_one_that_ended_makes_
     assert_eq!(lock(&world.bridge.sessions).len(), 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_process_whose_client_has_stopped_listening_is_not_kept_as_long_as_one_whose_client_never_has() {
+    let (world, _own) = world_of_processes(3);
+    let (quiet, leaves, stays) = (world.session().await, world.session().await, world.session().await);
+    drop(world.listen(&leaves).await);
+    let _listening = world.listen(&stays).await;
+    let there = || [&quiet, &leaves, &stays].map(|session| lock(&world.bridge.sessions).contains_key(session));
+    let later = |by: Duration| world.bridge.expire(Instant::now() + by);
+    later(LEFT - Duration::from_secs(1));
+    assert_eq!(there(), [true, true, true]);
+    later(LEFT);
+    assert_eq!(there(), [true, false, true]);
+    later(IDLE);
+    assert_eq!(there(), [false, false, true]);
+}
+
 #[tokio::test]
 async fn a_handshake_that_is_refused_leaves_no_session() {
     let world = world_of(Manner::Modern, Sharing::Own);
