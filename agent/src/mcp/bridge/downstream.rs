@@ -143,7 +143,13 @@ impl Bridge {
         let era = Era::of(headers, &envelope)?;
         let is_initialize = envelope.kind == Kind::Request && envelope.method == "initialize";
         match era {
-            _ if is_initialize => self.initialize(&envelope).await,
+            // Whoever says its version with it means the newer era, which has no such thing.
+            _ if is_initialize && envelope.meta.protocol_version.is_none() => self.initialize(&envelope).await,
+            Era::Modern if is_initialize => {
+                let why = "this version of the protocol has no initialize";
+                let error = envelope::error(envelope.id, envelope::METHOD_NOT_FOUND, why);
+                Ok(json(StatusCode::NOT_FOUND, error))
+            }
             Era::Modern => self.modern(headers, &envelope, room).await,
             Era::Legacy => self.legacy(headers, &envelope, room).await,
         }
@@ -233,11 +239,18 @@ impl Bridge {
     ) -> Result<Response<Body>, Refused> {
         match message.kind {
             Kind::Request => {
+                if envelope::string(message.meta.protocol_version).is_none() {
+                    return Ok(incomplete(message, "the message's _meta does not name the protocol version"));
+                }
                 if let Err(mismatch) = headers_say_the_same(headers, message) {
                     let error = envelope::error(message.id, HEADER_MISMATCH, &mismatch);
                     return Ok(json(StatusCode::BAD_REQUEST, error));
                 }
                 let mut way = self.way().await.map_err(Refused::Unreachable)?;
+                // What knows only the older era doesn't look at it.
+                if !way.translated && message.meta.client_capabilities.is_none() {
+                    return Ok(incomplete(message, "the message's _meta does not name what its client is capable of"));
+                }
                 let mut pending = self.ask_on(&way, message).await?;
                 if let Some(Err(NotSent::Ended(_))) = pending {
                     // It ended just now, and nothing was sent.
@@ -364,6 +377,11 @@ impl Era {
     }
 }
 
+/// A request of the newer era that lacks what each has to bear.
+fn incomplete(request: &Envelope<'_>, why: &str) -> Response<Body> {
+    json(StatusCode::BAD_REQUEST, envelope::error(request.id, envelope::INVALID_PARAMS, why))
+}
+
 /// In the newer era headers repeat what the message says, for those on the way who don't read messages.
 fn headers_say_the_same(headers: &HeaderMap, message: &Envelope<'_>) -> Result<(), String> {
     let given = |name: &str| -> Result<Option<&str>, String> {
@@ -381,11 +399,7 @@ fn headers_say_the_same(headers: &HeaderMap, message: &Envelope<'_>) -> Result<(
         }
         (Some(_) | None, Some(_) | None) => Ok(()),
     };
-    let version = envelope::string(message.meta.protocol_version);
-    if version.is_none() {
-        return Err("the message's _meta does not name the protocol version".to_owned());
-    }
-    same(VERSION, version)?;
+    same(VERSION, envelope::string(message.meta.protocol_version))?;
     same("mcp-method", Some(message.method.clone()))?;
     match message.method.as_str() {
         "tools/call" | "prompts/get" => same("mcp-name", envelope::string(message.params.name)),

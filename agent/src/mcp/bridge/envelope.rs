@@ -96,6 +96,8 @@ pub(super) struct Meta<'a> {
     pub(super) subscription_id: Option<&'a RawValue>,
     #[serde(borrow, rename = "io.modelcontextprotocol/protocolVersion")]
     pub(super) protocol_version: Option<&'a RawValue>,
+    #[serde(borrow, rename = "io.modelcontextprotocol/clientCapabilities")]
+    pub(super) client_capabilities: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]

@@ -35,6 +35,8 @@ enum Manner {
     Locks,
     /// Knows both over one link.
     Both,
+    /// Knows the older, and has something to say to whatever it is asked.
+    Chatty,
 }
 
 impl Manner {
@@ -42,7 +44,7 @@ impl Manner {
     /// not at all yet.
     fn takes(self, addressed: Option<bool>) -> (bool, bool) {
         match self {
-            Self::Legacy => (true, false),
+            Self::Legacy | Self::Chatty => (true, false),
             Self::Modern => (false, true),
             Self::Locks => (addressed != Some(true), addressed != Some(false)),
             Self::Both => (true, true),
@@ -160,6 +162,7 @@ async fn process(
             Some("server/discover") if newer => {
                 say(answer(json!({"supportedVersions": ["2026-07-28"]}))).await;
             }
+            Some("server/discover") if manner == Manner::Chatty => say(answer(json!({}))).await,
             Some("crash") => {
                 drop(out.send(Err(LinkEnd::because("its process ended"))).await);
                 break;
@@ -278,6 +281,7 @@ impl World {
     async fn modern(&self, method: &str, params: Value) -> Result<Answer, Refused> {
         let mut params = params;
         params["_meta"]["io.modelcontextprotocol/protocolVersion"] = json!("2026-07-28");
+        params["_meta"]["io.modelcontextprotocol/clientCapabilities"] = json!({});
         let message = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
         let headers = [("mcp-protocol-version", "2026-07-28"), ("mcp-method", method)];
         self.send("POST", &headers, message.to_string()).await

@@ -19,14 +19,29 @@ fn count(heard: &[Value], method: &str) -> usize {
 
 #[tokio::test]
 async fn a_server_of_the_older_era_is_asked_for_the_newer_once_and_costs_no_other_process() {
-    let mut world = world_of(Manner::Legacy, Sharing::Shared);
-    let first = world.modern("server/discover", json!({})).await.unwrap();
-    assert_eq!((first.status, first.json().await["error"]["code"].clone()), (StatusCode::NOT_FOUND, json!(-32601)));
-    let heard = world.heard_so_far();
-    assert_eq!((count(&heard, "initialize"), count(&heard, "server/discover")), (1, 1), "{heard:?}");
-    assert_eq!(found(&mut world).await, (StatusCode::NOT_FOUND, false));
-    let heard = world.heard_so_far();
-    assert_eq!((count(&heard, "initialize"), count(&heard, "server/discover")), (0, 0), "{heard:?}");
+    for manner in [Manner::Legacy, Manner::Chatty] {
+        let mut world = world_of(manner, Sharing::Shared);
+        let first = world.modern("server/discover", json!({})).await.unwrap();
+        assert_eq!((first.status, first.json().await["error"]["code"].clone()), (StatusCode::NOT_FOUND, json!(-32601)));
+        let heard = world.heard_so_far();
+        assert_eq!((count(&heard, "initialize"), count(&heard, "server/discover")), (1, 1), "{heard:?}");
+        assert_eq!(found(&mut world).await, (StatusCode::NOT_FOUND, false));
+        let heard = world.heard_so_far();
+        assert_eq!((count(&heard, "initialize"), count(&heard, "server/discover")), (0, 0), "{heard:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_say_what_its_client_can_is_refused_where_the_server_looks_at_it() {
+    let meta = json!({"io.modelcontextprotocol/protocolVersion": "2026-07-28"});
+    let asked = request(1, "echo", json!({"_meta": meta})).to_string();
+    let headers = [("mcp-protocol-version", "2026-07-28"), ("mcp-method", "echo")];
+    for (manner, wanted) in [(Manner::Modern, StatusCode::BAD_REQUEST), (Manner::Legacy, StatusCode::OK)] {
+        let world = world_of(manner, Sharing::Shared);
+        let answer = world.send("POST", &headers, asked.clone()).await.unwrap();
+        assert_eq!(answer.status, wanted, "{manner:?}");
+        assert_eq!(answer.json().await["error"]["code"] == -32602, wanted == StatusCode::BAD_REQUEST);
+    }
 }
 
 #[tokio::test]
