@@ -24,7 +24,7 @@ pub use self::exec::{Exec, ExecEnd, ExecError, Executed, Kept};
 pub use self::usage::Usage;
 use crate::instance::{
     DeploymentId, Egress, HostPort, ImageReference, Limits, Network, PortProtocol, RegistryCredentials, RestartPolicy,
-    Spec, SpecHash,
+    SessionOf, Spec, SpecHash,
 };
 
 /// What the agent asks of a container engine. Every verb is safe to repeat, except `create`, which answers
@@ -64,6 +64,17 @@ pub trait Engine: Send + Sync + 'static {
     /// Makes the container called `name`, not started. Volumes and the networks it needs are made on the way. Dying in between
     /// may leave a container that isn't on all of them: see [`Container::links`].
     async fn create(&self, name: &str, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError>;
+
+    /// Makes, not started, the container of one session of an instance: from the image that the container `like` is made from, to `spec`, but
+    /// without ports, without a name in the instance's group, and never started again by the engine. It bears no label by which it could be
+    /// taken for the instance's own container.
+    async fn create_for_session(
+        &self,
+        session: &SessionOf,
+        spec: &Spec,
+        deployment: &DeploymentId,
+        like: &ContainerId,
+    ) -> Result<ContainerId, EngineError>;
 
     /// Gives it another name; [`EngineError::NameTaken`] when another container has it.
     async fn rename(&self, id: &ContainerId, name: &str) -> Result<(), EngineError>;
@@ -143,8 +154,10 @@ pub struct Container {
     pub id: ContainerId,
     /// Its name, without the engine's leading slash.
     pub name: String,
-    /// The instance it says it belongs to; `None` when its label is no instance name.
+    /// The instance it says it is the container of; `None` when its label is no instance name, and when it is a session's.
     pub instance: Option<InstanceName>,
+    /// The session it says it belongs to.
+    pub session: Option<SessionOf>,
     /// Hash of the spec it was made from.
     pub spec_hash: SpecHash,
     /// The spec it was made from as JSON, environment values left out; as found, so not to be trusted.

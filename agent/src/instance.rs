@@ -12,6 +12,7 @@ pub mod intent;
 pub mod network;
 pub mod reference;
 pub mod secrets;
+pub mod session;
 mod shown;
 pub mod spec;
 pub mod state;
@@ -26,6 +27,7 @@ pub use intent::{Departure, DeploymentId, Failure, FailureKind, Intent};
 pub use network::{Destination, Egress, Network};
 pub use reference::{Reference, Unresolved};
 pub use secrets::{Confidential, Provider, SecretForm, SecretName, SecretSources, SecretValues, fetched_again_after};
+pub use session::{SessionId, SessionMode, SessionOf};
 pub use spec::{
     Capability, Environment, HostPort, ImageReference, Limits, McpServer, Port, PortProtocol, Process, RestartPolicy,
     Sandbox, Spec, SpecHash, Volume,

@@ -18,7 +18,7 @@ use dtma_agent::http::frame::{Answered, Gate};
 use dtma_agent::http::server::{Server, ServerState};
 use dtma_agent::http::{self, App, tls};
 use dtma_agent::mcp::{Bridges, McpProber, Proxy};
-use dtma_agent::reconcile::{self, Instances, Secrets, Timing};
+use dtma_agent::reconcile::{self, Instances, Secrets, Sessions, Timing};
 use dtma_agent::store::StateDir;
 use dtma_agent::store::identity::Identity;
 use dtma_agent::store::ledger::Ledger;
@@ -130,13 +130,15 @@ async fn run(settings: Settings, logs: logs::LogRing) -> Result<(), Box<dyn Erro
     let vault = Vault::new(&settings.secrets_dir, &settings.scope, settings.secrets_on_disk);
     let engine = DockerEngine::connect(settings.docker_host.as_deref())?.scoped(&settings.scope);
     let engine = Arc::new(engine.with_secrets_in(vault.clone()));
-    let bridges = Bridges::new(Arc::clone(&engine) as _, shutdown.clone());
+    let sessions = Sessions::default();
+    let bridges = Bridges::new(Arc::clone(&engine) as _, sessions.clone(), shutdown.clone());
     let (instances, mut reconciling) = reconcile::start(reconcile::Parts {
         engine,
         ledger: Ledger::open(state.path(), started_at)?,
         prober: Arc::new(McpProber::new(bridges.clone())),
         disks,
         secrets: Secrets { vault, source: Arc::new(link.secrets()) },
+        sessions,
         timing: Timing { image_max_age: settings.image_max_age, ..Timing::default() },
         shutdown: shutdown.clone(),
     });

@@ -23,6 +23,7 @@ mod recover;
 mod residents;
 mod run;
 mod secrets;
+mod sessions;
 mod status;
 mod usage;
 mod work;
@@ -36,6 +37,7 @@ use dtma_api::health::Introduction;
 use dtma_api::instance::Transport;
 
 use crate::engine::ContainerId;
+use crate::instance::SessionMode;
 
 pub use calls::Call;
 pub use handle::{
@@ -46,6 +48,7 @@ pub use inside::NotInside;
 pub use prune::Pruned;
 pub use run::{Parts, start};
 pub use secrets::{FetchedSecrets, NoSecrets, SecretSource, Secrets, SecretsWanted};
+pub use sessions::{Place, Sessions};
 pub use status::{EngineStatus, PassReport, Snapshot};
 
 /// Where an instance's MCP endpoint is reached from this host.
@@ -57,6 +60,8 @@ pub struct Upstream {
     pub container: ContainerId,
     /// What it speaks.
     pub transport: Transport,
+    /// Whether its clients share its process.
+    pub sessions: SessionMode,
     /// Its container's address and port.
     pub address: SocketAddr,
     /// Path of its endpoint, beginning with `/`.

@@ -18,8 +18,9 @@ use axum::response::IntoResponse as _;
 use axum::routing::{self, any, get};
 use axum::{Json, Router};
 use dtma_agent::engine::ContainerId;
+use dtma_agent::instance::SessionMode;
 use dtma_agent::mcp::{Bridges, Forwarding, HttpProber, MAX_MESSAGE_BYTES, McpProber, Obstacle, Proxy};
-use dtma_agent::reconcile::{Answer, ProbeFailure, Prober as _, Question, Upstream};
+use dtma_agent::reconcile::{Answer, ProbeFailure, Prober as _, Question, Sessions, Upstream};
 use dtma_api::health::{Era, Introduction};
 use dtma_api::instance::Transport;
 use futures_util::{SinkExt as _, StreamExt as _, stream};
@@ -49,6 +50,7 @@ fn upstream(address: SocketAddr) -> Upstream {
         instance: "echo".parse().unwrap(),
         container,
         transport: Transport::Http,
+        sessions: SessionMode::Shared,
         address,
         path: "/mcp".to_owned(),
     }
@@ -417,7 +419,11 @@ fn answer_to(message: &str) -> Option<String> {
 /// The name of a server that isn't spoken to over streamable HTTP, from its handshake.
 async fn probe_over(transport: Transport, address: SocketAddr) -> Result<Option<String>, String> {
     let upstream = Upstream { transport, ..upstream(address) };
-    let prober = McpProber::new(Bridges::new(Arc::new(LoopbackEngine::default()), CancellationToken::new()));
+    let prober = McpProber::new(Bridges::new(
+        Arc::new(LoopbackEngine::default()),
+        Sessions::default(),
+        CancellationToken::new(),
+    ));
     match timeout(LIMIT, prober.probe(&upstream, ALIVE)).await.unwrap() {
         Ok(Answer::Introduced(introduction)) => Ok(introduction.name),
         Ok(other) => panic!("{other:?}"),

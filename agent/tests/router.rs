@@ -26,7 +26,7 @@ use dtma_agent::http::{App, Parts, router};
 use dtma_agent::instance::SecretValues;
 use dtma_agent::logs::LogRing;
 use dtma_agent::mcp::{Bridges, McpProber, Proxy};
-use dtma_agent::reconcile::{self, FetchedSecrets, NoSecrets, SecretSource, Secrets, SecretsWanted, Timing};
+use dtma_agent::reconcile::{self, FetchedSecrets, NoSecrets, SecretSource, Secrets, SecretsWanted, Sessions, Timing};
 use dtma_agent::store::ledger::Ledger;
 use dtma_agent::store::vault::Vault;
 use dtma_agent::system::Sample;
@@ -67,7 +67,8 @@ fn agent() -> Agent {
     let directory = tempfile::tempdir().unwrap();
     let engine = Arc::new(LoopbackEngine::default());
     let shutdown = CancellationToken::new();
-    let bridges = Bridges::new(Arc::clone(&engine) as _, shutdown.clone());
+    let sessions = Sessions::default();
+    let bridges = Bridges::new(Arc::clone(&engine) as _, sessions.clone(), shutdown.clone());
     let (instances, _) = reconcile::start(reconcile::Parts {
         engine: Arc::clone(&engine) as _,
         ledger: Ledger::open(directory.path(), Timestamp::now()).unwrap(),
@@ -77,6 +78,7 @@ fn agent() -> Agent {
             vault: Vault::new(&directory.path().join("secrets"), "main", true),
             source: Arc::new(Backend),
         },
+        sessions,
         timing: Timing { observe_every: Duration::from_millis(200), ..Timing::default() },
         shutdown: shutdown.clone(),
     });

@@ -43,6 +43,13 @@ pub struct DeployRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub mcp_port: Option<u16>,
+    /// Whether the clients of a stdio server share its process; `shared` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_mode: Option<SessionMode>,
+    /// With `per-session`: how many sessions there may be at once, 16 when absent. Each may take as much as `resourceLimits` allow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64))]
+    pub max_sessions: Option<u16>,
     /// Environment variables; not for secrets, Docker writes them to disk.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "deploy_schema::environment_variables")]
@@ -188,6 +195,8 @@ impl DeployRequest {
             mcp_transport_type: None,
             mcp_endpoint_path: None,
             mcp_port: None,
+            session_mode: None,
+            max_sessions: None,
             environment_variables: BTreeMap::new(),
             resource_limits: None,
             template: None,
@@ -216,6 +225,20 @@ pub enum Transport {
     Http,
     /// WebSocket.
     Websocket,
+}
+
+/// Whether the clients of a stdio server share its process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SessionMode {
+    /// All speak with one process, their messages kept apart. Only a server that knows both eras of the protocol, and keeps to the one its
+    /// process was addressed in first, has a second one for clients of the era without sessions, in a container like the instance's own,
+    /// while there are any.
+    Shared,
+    /// Each session has a container of its own, made like the instance's when the client says `initialize`, and removed when the session
+    /// ends. It has the same limits, volumes, secrets and way out; it publishes no ports. The instance's own container is what is probed,
+    /// logged, measured and executed in, and what clients of the era without sessions speak with.
+    PerSession,
 }
 
 /// Upper bounds of one instance.
@@ -359,6 +382,12 @@ pub struct InstanceView {
     pub mcp_url: Option<String>,
     /// What the server itself speaks.
     pub transport: Option<Transport>,
+    /// Whether its clients share its process; only of stdio servers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_mode: Option<SessionMode>,
+    /// How many sessions have a container of their own now; only where `session_mode` is `per-session`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sessions: Option<u32>,
     /// What the server says of itself; only in the answer of `GET /tools/{ref}`, once it has been asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<Introduction>,

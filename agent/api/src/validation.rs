@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Fault;
-use crate::instance::{Egress, PullPolicy, SecretsAs, Transport, VolumeRequest};
+use crate::instance::{Egress, PullPolicy, SecretsAs, SessionMode, Transport, VolumeRequest};
 use crate::template::{LimitsView, SandboxView};
 use crate::{AccountToolInstanceId, GroupId, InstanceName};
 
@@ -133,6 +133,12 @@ pub struct McpView {
     pub port: u16,
     /// Path of its endpoint; not used for stdio.
     pub path: String,
+    /// Whether its clients share its process; only of stdio servers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_mode: Option<SessionMode>,
+    /// How many sessions it may have at once that have a container of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_sessions: Option<u16>,
 }
 
 /// One port published on the host.

@@ -30,7 +30,7 @@ use bollard::{BollardRequest, ClientVersion, Docker};
 use dtma_api::instance::Progress;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use tokio::sync::{Mutex, RwLock};
+use tokio::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use self::errors::{is_missing, sort};
 use self::network::Networks;
@@ -38,7 +38,7 @@ use super::{
     Attached, Container, ContainerId, Engine, EngineError, Exec, ExecError, Executed, HeldImage, Image, Link, LogLine,
     LogOptions, Usage, Volumes,
 };
-use crate::instance::{DeploymentId, ImageReference, PortProtocol, RegistryCredentials, Spec};
+use crate::instance::{DeploymentId, ImageReference, PortProtocol, RegistryCredentials, SessionOf, Spec};
 use crate::store::vault::Vault;
 
 /// How long Docker may take to begin its answer. Starting a container on a busy disk is the slowest.
@@ -151,6 +151,24 @@ impl DockerEngine {
         Ok(())
     }
 
+    /// Sees to the network that a container is to be made on, and to its place there.
+    async fn site(&self, docker: &Docker, spec: &Spec, deployment: &DeploymentId) -> Result<Site<'_>, EngineError> {
+        let link = Link::home(&spec.network);
+        // Alone, where it is given an address: so that nobody else is given the same.
+        let (alone, with_others) = match link {
+            Link::Listed => (Some(self.creating.write().await), None),
+            Link::Open | Link::Closed | Link::Group(_) | Link::GroupOpen(_) => (None, Some(self.creating.read().await)),
+        };
+        let net = self.network(docker, &link).await?;
+        let place = match link {
+            Link::Listed => {
+                make::Place { address: Some(self.free_address(docker, &net, *deployment).await?), proxy: net.gateway }
+            }
+            Link::Open | Link::Closed | Link::Group(_) | Link::GroupOpen(_) => make::Place::default(),
+        };
+        Ok(Site { place, _alone: alone, _with_others: with_others })
+    }
+
     /// The connection, made and its API version agreed on when there is none.
     async fn docker(&self) -> Result<Docker, EngineError> {
         if let Some(docker) = &*self.session.read().await {
@@ -184,6 +202,29 @@ impl DockerEngine {
 
     fn our_labels(&self) -> Vec<String> {
         vec![format!("{}=true", make::MANAGED), format!("{}={}", make::SCOPE, self.scope)]
+    }
+}
+
+/// Where a container is being made. While it lasts nobody else is given the same place, and its network isn't removed.
+struct Site<'a> {
+    place: make::Place,
+    _alone: Option<RwLockWriteGuard<'a, ()>>,
+    _with_others: Option<RwLockReadGuard<'a, ()>>,
+}
+
+async fn create(docker: &Docker, name: &str, body: ContainerCreateBody) -> Result<ContainerId, EngineError> {
+    let options = CreateContainerOptionsBuilder::new().name(name).build();
+    match docker.create_container(Some(options), body).await {
+        Ok(answer) => Ok(ContainerId(answer.id)),
+        Err(error) => {
+            let missing = is_missing(&error);
+            Err(match sort("create the container", error) {
+                EngineError::ContainerGone { operation } if missing => {
+                    EngineError::ImageNotFound { message: format!("it went away before Docker could {operation}") }
+                }
+                error => error,
+            })
+        }
     }
 }
 
@@ -266,39 +307,33 @@ impl Engine for DockerEngine {
 
     async fn create(&self, name: &str, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError> {
         let docker = self.docker().await?;
-        let link = Link::home(&spec.network);
-        // Alone, where it is given an address: so that nobody else is given the same.
-        let (_alone, _with_others) = match link {
-            Link::Listed => (Some(self.creating.write().await), None),
-            Link::Open | Link::Closed | Link::Group(_) | Link::GroupOpen(_) => (None, Some(self.creating.read().await)),
-        };
-        let net = self.network(&docker, &link).await?;
-        let place = match link {
-            Link::Listed => {
-                make::Place { address: Some(self.free_address(&docker, &net, *deployment).await?), proxy: net.gateway }
-            }
-            Link::Open | Link::Closed | Link::Group(_) | Link::GroupOpen(_) => make::Place::default(),
-        };
-        let options = CreateContainerOptionsBuilder::new().name(name).build();
-        let mut body = make::container(spec, *deployment, &self.scope, place);
+        let site = self.site(&docker, spec, deployment).await?;
+        let mut body = make::container(spec, *deployment, &self.scope, site.place);
         self.give_secrets(&docker, &mut body, spec, deployment).await?;
-        match docker.create_container(Some(options), body).await {
-            Ok(answer) => {
-                let id = ContainerId(answer.id);
-                self.join_group(&docker, &id, spec).await?;
-                Ok(id)
-            }
-            Err(error) => {
-                let missing = is_missing(&error);
-                let error = sort("create the container", error);
-                Err(match error {
-                    EngineError::ContainerGone { operation } if missing => {
-                        EngineError::ImageNotFound { message: format!("it went away before Docker could {operation}") }
-                    }
-                    error => error,
-                })
-            }
-        }
+        let id = create(&docker, name, body).await?;
+        self.join_group(&docker, &id, spec, Some(&spec.name)).await?;
+        Ok(id)
+    }
+
+    async fn create_for_session(
+        &self,
+        session: &SessionOf,
+        spec: &Spec,
+        deployment: &DeploymentId,
+        like: &ContainerId,
+    ) -> Result<ContainerId, EngineError> {
+        const OPERATION: &str = "create the session's container";
+        let docker = self.docker().await?;
+        let model = docker.inspect_container(like.as_str(), None::<InspectContainerOptions>).await;
+        let model = model.map_err(|error| sort(OPERATION, error))?;
+        // What its name means may have changed since.
+        let image = model.image.unwrap_or_else(|| spec.image.to_string());
+        let site = self.site(&docker, spec, deployment).await?;
+        let mut body = make::session_container(session, spec, *deployment, &self.scope, site.place, image);
+        self.give_secrets(&docker, &mut body, spec, deployment).await?;
+        let id = create(&docker, &session.id.container_name(), body).await?;
+        self.join_group(&docker, &id, spec, None).await?;
+        Ok(id)
     }
 
     async fn start(&self, id: &ContainerId) -> Result<(), EngineError> {

@@ -27,7 +27,9 @@ pub(super) fn routes<T: Table>(table: T) -> T {
                 "Streamable HTTP, whatever the server itself speaks, in both eras of the protocol. To a server that speaks it too, request and \
                  answer are passed on with their headers; the agent's credential stays behind. To any other \
                  the agent speaks the transport's part itself: `initialize` is answered with an `Mcp-Session-Id`, which ends after 30 minutes \
-                 without use or with the server's process; then it is answered with 404, and the client begins anew. Every call under way when the \
+                 without use or with the server's process; then it is answered with 404, and the client begins anew. With `sessionMode: per-session` \
+                 it begins in a container of its own, ends two minutes after its client has stopped listening at the latest, and the \
+                 instance's own one answers clients of the era without sessions. Every call under way when the \
                  process ends is answered with the JSON-RPC error -32603. A client that hangs up cancels its call. A failure of the agent is a \
                  `Failure`, a failure of the server whatever it says; of the errors of the 2026-07-28 version -32601 comes with 404, -32020 to \
                  -32022 with 400, and are JSON-RPC responses.",
@@ -62,7 +64,7 @@ pub(super) fn routes<T: Table>(table: T) -> T {
                 (503, "instance_removing", "it is being removed"),
                 (503, "instance_starting", "try again after `Retry-After`"),
                 (503, "instance_stopped", "`POST /tools/{ref}/start` starts it"),
-                (503, "too_many_sessions", "256 clients have a session with the server"),
+                (503, "too_many_sessions", "as many clients as may have a session with the server: 256, or with `sessionMode: per-session` as many as `maxSessions` says"),
                 (504, "instance_silent", "it took too long to begin its answer"),
             ])
     };
@@ -98,8 +100,9 @@ async fn endpoint(
     let upstream = parts.instances.upstream(&name).map_err(|missing| no_upstream(&parts.instances, missing))?;
     let path = request.uri().path().to_owned();
     let (prefix, suffix) = split(&path);
-    // Listening streams last for ever and keep no server busy.
-    let call = (request.method() == Method::POST).then(|| parts.instances.call(&name));
+    // Listening streams last for ever and keep no server busy; and what a session's own process does says nothing about the instance's.
+    let is_elsewhere = !upstream.sessions.is_shared() && request.headers().contains_key("mcp-session-id");
+    let call = (request.method() == Method::POST && !is_elsewhere).then(|| parts.instances.call(&name));
     let answer = match parts.bridges.to(&upstream) {
         Some(_) if !matches!(suffix, "" | "/") => {
             let error = format!("{name} does not speak streamable HTTP itself, so there is nothing below its endpoint");
@@ -153,7 +156,7 @@ fn not_bridged(instances: &Instances, name: &InstanceName, refused: &Refused) ->
         Refused::NoSession => (StatusCode::BAD_REQUEST, "session_missing"),
         Refused::IdInUse => (StatusCode::BAD_REQUEST, "id_in_use"),
         Refused::DeadSession => (StatusCode::NOT_FOUND, "session_not_found"),
-        Refused::TooManySessions => (StatusCode::SERVICE_UNAVAILABLE, "too_many_sessions"),
+        Refused::TooManySessions { .. } => (StatusCode::SERVICE_UNAVAILABLE, "too_many_sessions"),
         Refused::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
         Refused::TooManyCalls => (StatusCode::TOO_MANY_REQUESTS, "too_many_calls"),
         Refused::Silent => (StatusCode::GATEWAY_TIMEOUT, "instance_silent"),
@@ -172,7 +175,7 @@ fn not_bridged(instances: &Instances, name: &InstanceName, refused: &Refused) ->
     let answer = ApiError::new(status, code, error);
     match refused {
         Refused::Method { allowed } => answer.with_header(header::ALLOW, HeaderValue::from_static(allowed)),
-        Refused::TooManySessions => answer.with_header(header::RETRY_AFTER, HeaderValue::from_static("60")),
+        Refused::TooManySessions { .. } => answer.with_header(header::RETRY_AFTER, HeaderValue::from_static("60")),
         Refused::Busy | Refused::TooManyCalls | Refused::Unreachable(_) => {
             answer.with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
         }

@@ -1,13 +1,13 @@
 //! Specs and templates in the wire's words. Values of environment variables stay behind: callers are told not to put secrets there, and do.
 
-use dtma_api::instance::{Egress as EgressView, SecretsAs, VolumeRequest};
+use dtma_api::instance::{Egress as EgressView, SecretsAs, Transport, VolumeRequest};
 use dtma_api::template::{LimitsView, SandboxView, TemplateKind, TemplateView};
 use dtma_api::validation::{HealthCheckView, McpView, PublishedPort, SecretsView, SpecView};
 
 use super::health::HealthCheck;
 use super::network::Egress;
 use super::secrets::{SecretForm, SecretSources};
-use super::spec::{HostPort, Limits, RestartPolicy, Sandbox, Spec};
+use super::spec::{HostPort, Limits, McpServer, RestartPolicy, Sandbox, Spec};
 use super::template::{Defaults, Template};
 
 impl Spec {
@@ -48,7 +48,7 @@ impl Spec {
             account_tool_instance_id: account_tool_instance_id.clone(),
             image: image.to_string(),
             pull_policy: *pull_policy,
-            mcp: mcp.as_ref().map(|mcp| McpView { transport: mcp.transport, port: mcp.port, path: mcp.path.clone() }),
+            mcp: mcp.as_ref().map(mcp_view),
             health_check: mcp.as_ref().map(|_| health_check_view(*health_check)),
             environment_variables: process.environment.0.keys().cloned().collect(),
             entrypoint: process.entrypoint.clone(),
@@ -70,6 +70,17 @@ impl Spec {
             egress: egress_view(&network.egress),
             secrets: Some(secrets).filter(|secrets| !secrets.is_none()).map(secrets_view),
         }
+    }
+}
+
+fn mcp_view(mcp: &McpServer) -> McpView {
+    let (mode, most) = mcp.sessions.shown();
+    McpView {
+        transport: mcp.transport,
+        port: mcp.port,
+        path: mcp.path.clone(),
+        session_mode: (mcp.transport == Transport::Stdio).then_some(mode),
+        max_sessions: most,
     }
 }
 

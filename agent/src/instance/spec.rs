@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use super::health::HealthCheck;
 use super::network::Network;
 use super::secrets::SecretSources;
+use super::session::SessionMode;
 
 /// Everything needed to make an instance's container again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -388,6 +389,10 @@ pub struct McpServer {
     pub port: u16,
     /// Path of its endpoint, beginning with `/`; not used for stdio.
     pub path: String,
+    /// Whether its clients share it; only stdio has the choice. Left out where it is the usual, so that specs from before there was one keep
+    /// their hash.
+    #[serde(default, skip_serializing_if = "SessionMode::is_shared")]
+    pub sessions: SessionMode,
 }
 
 /// Specs for tests.

@@ -30,6 +30,7 @@ use self::host_config::HostConfig;
 pub use self::update::{Present, validate_update};
 use super::Confidential;
 use super::network::Network;
+use super::session::{self, SessionMode};
 use super::spec::{Environment, ImageReference, McpServer, Process, Spec, Volume};
 use super::template::{Defaults, Template};
 
@@ -265,6 +266,7 @@ fn mcp(body: &Map<String, Value>, findings: &mut Findings) -> Option<McpServer> 
             None
         }
     };
+    let sessions = session_mode(body, transport, findings);
     let Some(transport) = transport else {
         if body.get("mcpTransportType").is_none_or(Value::is_null) {
             for (given, at) in [(port.is_some(), &port_at), (path.is_some(), &path_at)] {
@@ -275,7 +277,6 @@ fn mcp(body: &Map<String, Value>, findings: &mut Findings) -> Option<McpServer> 
         }
         return None;
     };
-    session_mode(body, transport, findings);
     let default_path = match transport {
         Transport::Sse => "/sse",
         Transport::Websocket => "/ws",
@@ -285,6 +286,7 @@ fn mcp(body: &Map<String, Value>, findings: &mut Findings) -> Option<McpServer> 
         transport,
         port: port.unwrap_or(DEFAULT_MCP_PORT),
         path: path.unwrap_or_else(|| default_path.to_owned()),
+        sessions,
     })
 }
 
@@ -441,28 +443,55 @@ fn add_variable(environment: &mut Environment, name: &str, value: &str, at: &At,
     }
 }
 
-/// Whether the clients of a server on its standard input share one process. This version knows only that they do.
-fn session_mode(body: &Map<String, Value>, transport: Transport, findings: &mut Findings) {
-    let at = At::root().key("sessionMode");
-    match body.get("sessionMode") {
-        None | Some(Value::Null) => {}
-        Some(_) if transport != Transport::Stdio => {
-            findings.warn(&at, "is only for mcpTransportType stdio, and ignored")
+/// Whether the clients of a server on its standard input share one process.
+fn session_mode(body: &Map<String, Value>, transport: Option<Transport>, findings: &mut Findings) -> SessionMode {
+    let (at, most_at) = (At::root().key("sessionMode"), At::root().key("maxSessions"));
+    let most = match body.get("maxSessions") {
+        None | Some(Value::Null) => None,
+        Some(value) => match value.as_u64().and_then(|most| u16::try_from(most).ok()) {
+            Some(most @ 1..=session::LARGEST_MOST) => Some(most),
+            Some(_) | None => {
+                findings.fault(&most_at, format!("must be a number, 1 to {}", session::LARGEST_MOST));
+                None
+            }
+        },
+    };
+    let is_stdio = transport == Some(Transport::Stdio);
+    let per_session = match body.get("sessionMode") {
+        None | Some(Value::Null) => false,
+        Some(Value::String(mode)) if mode == "shared" => {
+            if !is_stdio {
+                findings.warn(&at, "is only for mcpTransportType stdio, and ignored");
+            }
+            false
         }
-        Some(Value::String(mode)) if mode == "shared" => {}
-        Some(Value::String(mode)) if mode == "per-session" => {
-            let problem = "per-session is not supported by this version of the agent: all clients of a stdio server share one process, \
-                           their messages kept apart; leave it out, or say shared";
+        // Whoever asks for it relies on it.
+        Some(Value::String(mode)) if mode == "per-session" && !is_stdio => {
+            let problem = "per-session is only for mcpTransportType stdio: a server that is reached over its network keeps its sessions apart \
+                           itself; leave it out";
             findings.fault(&at, problem);
+            false
         }
-        Some(_) => findings.fault(&at, "must be shared"),
+        Some(Value::String(mode)) if mode == "per-session" => true,
+        Some(_) => {
+            findings.fault(&at, "must be shared or per-session");
+            false
+        }
+    };
+    match (per_session, most) {
+        (true, most) => SessionMode::PerSession { most: most.unwrap_or(session::DEFAULT_MOST) },
+        (false, Some(_)) => {
+            findings.warn(&most_at, "is only for sessionMode per-session, and ignored");
+            SessionMode::Shared
+        }
+        (false, None) => SessionMode::Shared,
     }
 }
 
 /// What the contract has and this version hasn't.
 fn not_built(body: &Map<String, Value>, findings: &mut Findings) {
     let root = At::root();
-    const KNOWN: [&str; 16] = [
+    const KNOWN: [&str; 17] = [
         "dockerImageUrl",
         "instanceNameOnToolbox",
         "accountToolInstanceId",
@@ -471,6 +500,7 @@ fn not_built(body: &Map<String, Value>, findings: &mut Findings) {
         "mcpEndpointPath",
         "mcpPort",
         "sessionMode",
+        "maxSessions",
         "environmentVariables",
         "resourceLimits",
         "template",

@@ -2,9 +2,12 @@
 //! websocket. Messages are whole and unread; order is kept. Both directions are bounded, so that a side that doesn't read holds the
 //! other one up instead of filling memory.
 
+pub mod session;
 pub mod sse;
 pub mod stdio;
 pub mod websocket;
+
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -12,6 +15,9 @@ use tokio::sync::mpsc;
 
 /// Messages under way in one direction before the sender has to wait. Few: each may have 16 MiB.
 pub const DEPTH: usize = 2;
+
+/// How long opening a channel may take where nothing has to be made for it.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// An open channel. Dropping it closes it.
 #[derive(Debug)]
@@ -45,6 +51,11 @@ pub trait Dial: Send + Sync + 'static {
     /// # Errors
     /// When the server isn't there, or doesn't speak what it should.
     async fn dial(&self) -> Result<Link, LinkEnd>;
+
+    /// How long that may take; nothing of the server's own doing is part of it.
+    fn patience(&self) -> Duration {
+        PATIENCE
+    }
 }
 
 #[cfg(test)]

@@ -204,12 +204,14 @@ mod tests {
 
     use super::*;
     use crate::engine::ContainerId;
+    use crate::instance::SessionMode;
 
     fn upstream(path: &str) -> Upstream {
         Upstream {
             instance: "echo".parse().unwrap(),
             container: ContainerId("c".to_owned()),
             transport: Transport::Http,
+            sessions: SessionMode::Shared,
             address: "172.18.0.2:8080".parse().unwrap(),
             path: path.to_owned(),
         }

@@ -58,6 +58,10 @@ impl Loop {
             if track.unsure || at_work.holds_up(entry, &contents) {
                 continue;
             }
+            // What is stopped or removed is so with all its sessions, which share its volumes and networks.
+            if entry.intent != Intent::Run && self.keeping.has_any_of(name) {
+                continue;
+            }
             if ticket > track.settled {
                 // Somebody asked anew: no more patience with what failed before.
                 track.not_before = None;
@@ -97,9 +101,13 @@ impl Loop {
             if job.goal == Goal::Revived {
                 self.restarting(&job.instance);
             }
+            // Somebody wants all of it anew, not only what hangs.
+            if job.goal == Goal::Running && job.steps.contains(&Step::Restart) {
+                self.sessions.all_over(&job.instance, "the instance was restarted");
+            }
             self.launch(entry, job, ticket);
         }
-        started
+        started + self.keep_sessions(&contents)
     }
 
     fn launch(&mut self, entry: Arc<Entry>, job: Job, ticket: u64) {

@@ -31,6 +31,9 @@ impl Loop {
         };
         match looked {
             Ok((version, containers)) => {
+                let (sessions, containers): (Vec<_>, Vec<_>) =
+                    containers.into_iter().partition(|container| container.session.is_some());
+                self.keeping.merge(sessions);
                 if let Some(version) = version {
                     tracing::info!(version, "the container engine answers");
                     self.engine_status.version = Some(version);

@@ -61,6 +61,7 @@ impl Loop {
                 crash_looping: track.crashes.is_looping(),
                 revivals: track.supervisor.restarts(),
                 usage: container.and_then(|container| self.shared.samples.of(&container.id)),
+                sessions: self.sessions.count(name),
             };
             instances.push(facts.view());
             let upstream = facts.upstream();

@@ -10,7 +10,7 @@ use dtma_api::InstanceName;
 
 use crate::egress::{Directory, Resident};
 use crate::engine::Container;
-use crate::instance::{Egress, Spec};
+use crate::instance::{Egress, SessionId, SessionOf, Spec};
 use crate::store::ledger::Entry;
 
 /// Addresses, by whose they are. Clones share them.
@@ -23,6 +23,15 @@ struct Addresses {
     listed: BTreeMap<IpAddr, Resident>,
     /// Where any instance is reached.
     reached: BTreeMap<InstanceName, BTreeSet<IpAddr>>,
+    /// Containers of sessions.
+    guests: BTreeMap<SessionId, Guest>,
+}
+
+#[derive(Debug)]
+struct Guest {
+    addresses: BTreeSet<IpAddr>,
+    /// The address by which it is known, and what it may do, if its egress is a list.
+    listed: Option<(IpAddr, Resident)>,
 }
 
 impl Residents {
@@ -35,6 +44,24 @@ impl Residents {
         let (Egress::AllowList(allowed), Some(address)) = (&spec.network.egress, container.own_address) else { return };
         let resident = Resident { instance: instance.clone(), allowed: Arc::new(allowed.clone()) };
         self.addresses().listed.insert(address, resident);
+    }
+
+    /// The container of a session is about to run, or runs. It may go where the instance may.
+    pub(super) fn guest_moves_in(&self, session: &SessionOf, spec: &Spec, container: &Container) {
+        let listed = match (&spec.network.egress, container.own_address) {
+            (Egress::AllowList(allowed), Some(address)) => {
+                let resident = Resident { instance: session.instance.clone(), allowed: Arc::new(allowed.clone()) };
+                Some((address, resident))
+            }
+            (Egress::AllowList(_) | Egress::Open | Egress::None, _) => None,
+        };
+        let addresses = container.address.into_iter().chain(container.own_address).collect();
+        self.addresses().guests.insert(session.id, Guest { addresses, listed });
+    }
+
+    /// Only these sessions have containers.
+    pub(super) fn keep_guests(&self, is_there: impl Fn(SessionId) -> bool) {
+        self.addresses().guests.retain(|session, _| is_there(*session));
     }
 
     /// What has been seen of an instance that nobody is working on.
@@ -65,11 +92,16 @@ impl Residents {
 
 impl Directory for Residents {
     fn resident(&self, address: IpAddr) -> Option<Resident> {
-        self.addresses().listed.get(&address).cloned()
+        let addresses = self.addresses();
+        let guests = || addresses.guests.values().filter_map(|guest| guest.listed.as_ref());
+        let guest = || guests().find(|(own, _)| *own == address).map(|(_, resident)| resident);
+        addresses.listed.get(&address).or_else(guest).cloned()
     }
 
     fn is_instance(&self, address: IpAddr) -> bool {
         let addresses = self.addresses();
-        addresses.listed.contains_key(&address) || addresses.reached.values().any(|reached| reached.contains(&address))
+        addresses.listed.contains_key(&address)
+            || addresses.reached.values().any(|reached| reached.contains(&address))
+            || addresses.guests.values().any(|guest| guest.addresses.contains(&address))
     }
 }

@@ -16,9 +16,10 @@ use super::handle::Instances;
 use super::health::{Crashes, HealthCounts, Looks, Supervisor};
 use super::observe::watch;
 use super::plan::Job;
+use super::sessions::work::Keeping;
 use super::status::{Departed, EngineStatus, PassReport};
 use super::work::{Gates, Outcome};
-use super::{Prober, Secrets, Timing, prune, secrets, usage};
+use super::{Prober, Secrets, Sessions, Timing, prune, secrets, usage};
 use crate::disks::Disks;
 use crate::engine::{Container, Engine};
 use crate::instance::{Failure, State};
@@ -36,6 +37,8 @@ pub struct Parts {
     pub disks: Arc<Disks>,
     /// Where secrets are kept, and who has those that don't come with a deploy.
     pub secrets: Secrets,
+    /// Who wants a container for a session.
+    pub sessions: Sessions,
     /// How patient it is.
     pub timing: Timing,
     /// Ends the loop, between two steps of whatever it does. The containers stay as they are.
@@ -59,6 +62,8 @@ pub fn start(parts: Parts) -> (Instances, JoinHandle<()>) {
         tracks: BTreeMap::new(),
         observed: BTreeMap::new(),
         nameless: Vec::new(),
+        keeping: Keeping::new(parts.sessions.clone()),
+        sessions: parts.sessions,
         departed: BTreeMap::new(),
         jobs: JoinSet::new(),
         job_names: HashMap::new(),
@@ -95,6 +100,9 @@ pub(super) struct Loop {
     pub(super) observed: BTreeMap<InstanceName, Vec<Container>>,
     /// Containers of ours that name no instance.
     pub(super) nameless: Vec<Container>,
+    pub(super) sessions: Sessions,
+    /// Their containers, which are never among `observed` and `nameless`.
+    pub(super) keeping: Keeping,
     pub(super) departed: BTreeMap<InstanceName, Departed>,
     pub(super) jobs: JoinSet<(InstanceName, Outcome)>,
     pub(super) job_names: HashMap<tokio::task::Id, InstanceName>,
@@ -180,6 +188,11 @@ impl Loop {
                     }
                     reason = "work ended";
                 }
+                Some((session, outcome)) = self.keeping.next() => {
+                    self.session_ended(&session, outcome);
+                    reason = "work for a session ended";
+                }
+                () = self.sessions.changed() => reason = "a session came or went",
                 Some(found) = self.looks.next() => {
                     self.found(found);
                     reason = "a server was looked at";
@@ -201,7 +214,7 @@ impl Loop {
     async fn due(&self) -> Instant {
         let idle = self.tracks.values().filter(|track| track.job.is_none());
         let waiting = idle.filter_map(|track| track.not_before).filter(|at| *at > Instant::now());
-        waiting.chain(self.next_look()).fold(self.observe_at, Instant::min)
+        waiting.chain(self.next_look()).chain(self.keeping.due()).fold(self.observe_at, Instant::min)
     }
 
     /// One pass. It can't fail: what goes wrong is in what it publishes.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dtma_api::health::Introduction;
 use dtma_api::heartbeat::{RuntimeDetails, ToolStatus};
-use dtma_api::instance::{Health, InstallationStatus, InstanceView, UpdateOutcome, UpdateView};
+use dtma_api::instance::{Health, InstallationStatus, InstanceView, Transport, UpdateOutcome, UpdateView};
 use dtma_api::usage::ResourceUsage;
 use dtma_api::{AccountToolInstanceId, GroupId, InstanceName};
 use jiff::Timestamp;
@@ -109,6 +109,8 @@ pub(super) struct Facts<'a> {
     pub(super) revivals: u64,
     /// Its container's last sample, whether it still runs or not.
     pub(super) usage: Option<ResourceUsage>,
+    /// How many sessions have a container of their own.
+    pub(super) sessions: u32,
 }
 
 impl Facts<'_> {
@@ -126,6 +128,7 @@ impl Facts<'_> {
             crash_looping: false,
             revivals: 0,
             usage: None,
+            sessions: 0,
         };
         facts.view()
     }
@@ -139,6 +142,7 @@ impl Facts<'_> {
             _ => None,
         });
         let restarts = self.container.map_or(0, |container| container.restart_count);
+        let mode = spec.mcp.as_ref().filter(|mcp| mcp.transport == Transport::Stdio).map(|mcp| mcp.sessions);
         let error = match self.state {
             State::Failed { failure, .. } => Some(failure.message.clone()),
             _ => None,
@@ -165,6 +169,8 @@ impl Facts<'_> {
             mcp_url: spec.mcp.as_ref().map(|_| format!("/tools/{}/mcp", spec.name)),
             server: None,
             transport: spec.mcp.as_ref().map(|mcp| mcp.transport),
+            session_mode: mode.map(|mode| mode.shown().0),
+            sessions: mode.filter(|mode| !mode.is_shared()).map(|_| self.sessions),
             group_id: spec.group.clone(),
             last_update: self.entry.last_update.as_ref().map(shown_update),
             error,
@@ -194,6 +200,7 @@ pub(super) fn upstream(spec: &Spec, container: &Container) -> Option<Upstream> {
         instance: spec.name.clone(),
         container: container.id.clone(),
         transport: mcp.transport,
+        sessions: mcp.sessions,
         address: SocketAddr::new(container.address?, mcp.port),
         path: mcp.path.clone(),
     })

@@ -11,6 +11,7 @@ mod networks;
 mod properties;
 mod rivals;
 mod secrets;
+mod sessions;
 mod taken_back;
 mod updates;
 
@@ -32,7 +33,7 @@ use self::fake::{Death, FakeEngine, Manner};
 use super::*;
 use crate::engine::{Condition, EngineError, Exit};
 use crate::instance::spec::examples;
-use crate::instance::{FailureKind, HostPort, McpServer, Port, PortProtocol, Spec, Volume};
+use crate::instance::{FailureKind, HostPort, McpServer, Port, PortProtocol, SessionMode, Spec, Volume};
 use crate::store::ledger::Ledger;
 
 const WAIT: Duration = Duration::from_secs(120);
@@ -88,6 +89,7 @@ struct Agent {
     task: JoinHandle<()>,
     shutdown: CancellationToken,
     answers: Arc<Answers>,
+    sessions: Sessions,
 }
 
 impl Agent {
@@ -97,6 +99,7 @@ impl Agent {
 
     fn start_with(engine: &Arc<FakeEngine>, directory: &Path, source: Arc<secrets::Backend>) -> Self {
         let answers = Arc::new(Answers::new());
+        let sessions = Sessions::default();
         let shutdown = CancellationToken::new();
         let (instances, task) = start(Parts {
             engine: Arc::clone(engine) as Arc<dyn crate::engine::Engine>,
@@ -104,10 +107,11 @@ impl Agent {
             prober: Arc::clone(&answers) as Arc<dyn Prober>,
             disks: Arc::clone(&engine.disks),
             secrets: Secrets { vault: secrets::vault(directory), source },
+            sessions: sessions.clone(),
             timing: Timing::default(),
             shutdown: shutdown.clone(),
         });
-        Self { instances, task, shutdown, answers }
+        Self { instances, task, shutdown, answers, sessions }
     }
 
     /// As `kill -9` ends it.
@@ -140,7 +144,8 @@ fn state_in(snapshot: &Snapshot, name: &str) -> Option<InstanceState> {
 }
 
 fn mcp(name: &str) -> Spec {
-    let mcp = McpServer { transport: Transport::Http, port: 8080, path: "/mcp".to_owned() };
+    let mcp =
+        McpServer { transport: Transport::Http, port: 8080, path: "/mcp".to_owned(), sessions: SessionMode::Shared };
     Spec { mcp: Some(mcp), ..examples::spec(name) }
 }
 

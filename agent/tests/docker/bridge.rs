@@ -19,12 +19,13 @@ use tokio::time::timeout;
 use crate::host::agent::{Agent, body};
 use crate::host::{Host, docker};
 
-const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 /// An MCP server that needs nothing but a shell. Its tools: `hang` never answers, `die` ends it, `large` answers with so many bytes, and
-/// whatever else says its process's number and which `initialize` it has seen.
-const SERVER: &str = r#"
+/// `count` says in which container it was called and how often, and whatever else its process's number and which `initialize` it has seen.
+pub(crate) const SERVER: &str = r#"
 seen=0
+calls=0
 echo "starting up, and saying so where messages belong"
 while IFS= read -r line; do
   id=${line#*\"id\":}; id=${id%%[,\}]*}
@@ -37,6 +38,9 @@ while IFS= read -r line; do
       say '{"tools":[{"name":"who","inputSchema":{"type":"object"}}]}' ;;
     *'"name":"hang"'*) ;;
     *'"name":"die"'*) exit 3 ;;
+    *'"name":"count"'*)
+      calls=$((calls + 1))
+      say "{\"content\":[{\"type\":\"text\",\"text\":\"$HOSTNAME $calls\"}]}" ;;
     *'"name":"large"'*)
       printf '{"jsonrpc":"2.0","id":%s,"result":{"content":[{"type":"text","text":"' "$id"
       dd if=/dev/zero bs=1048576 count=8 2>/dev/null | tr '\0' x
@@ -55,21 +59,25 @@ fn start(host: &Host, state: &Path) -> Agent {
     Agent::start_asking(|bridges| Arc::new(McpProber::new(bridges.clone())), host.engine(), state, timing, disks)
 }
 
-type Client = RunningService<RoleClient, ()>;
+pub(crate) type Client = RunningService<RoleClient, ()>;
 
 async fn client(agent: &Agent, name: &str) -> Client {
+    let lifecycle =
+        ClientLifecycleMode::Auto { preferred_versions: vec![ProtocolVersion::V_2026_07_28], legacy_version: None };
+    client_beginning(agent, name, lifecycle).await
+}
+
+pub(crate) async fn client_beginning(agent: &Agent, name: &str, lifecycle: ClientLifecycleMode) -> Client {
     static PROVIDER: std::sync::Once = std::sync::Once::new();
     PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
     let (address, key) = agent.listen().await;
     let mut config = StreamableHttpClientTransportConfig::with_uri(format!("http://{address}/tools/{name}/mcp"));
     config.auth_header = Some(key.to_owned());
     let transport = StreamableHttpClientTransport::with_client(reqwest::Client::new(), config);
-    let lifecycle =
-        ClientLifecycleMode::Auto { preferred_versions: vec![ProtocolVersion::V_2026_07_28], legacy_version: None };
     timeout(LIMIT, ().serve_with_lifecycle(transport, lifecycle)).await.unwrap().unwrap()
 }
 
-async fn call(client: &Client, tool: &'static str) -> Result<String, ServiceError> {
+pub(crate) async fn call(client: &Client, tool: &'static str) -> Result<String, ServiceError> {
     let answer = timeout(LIMIT, client.call_tool(CallToolRequestParams::new(tool))).await.unwrap()?;
     let answer = serde_json::to_value(&answer).unwrap();
     Ok(answer["content"][0]["text"].as_str().unwrap().to_owned())
@@ -97,7 +105,7 @@ fn deploys(host: &Host, more: Value) -> Value {
     body(host, "shell", asked)
 }
 
-fn failed_at_once(result: Result<String, ServiceError>) {
+pub(crate) fn failed_at_once(result: Result<String, ServiceError>) {
     match result {
         Err(ServiceError::McpError(error)) => assert_eq!(error.code, ErrorCode::INTERNAL_ERROR, "{error:?}"),
         other => panic!("{other:?}"),

@@ -151,6 +151,18 @@ async fn a_group_killed_at_any_change_is_there_as_a_whole_or_not_at_all_after_th
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Docker and root: cargo xtask test"]
+async fn a_session_whose_agent_is_killed_at_any_change_is_over_and_leaves_nothing_after_the_next_start() {
+    let changes = at_moments(EVERY_MOMENT, Operation::Session, false).await;
+    let own =
+        ["POST /containers/create", "POST /containers/*/start", "POST /containers/*/stop", "DELETE /containers/*"];
+    assert_eq!(changes, own);
+    let changes = at_moments(TELLING_MOMENTS, Operation::RemoveWithSession, false).await;
+    let gone = ["POST /containers/*/stop", "DELETE /containers/*"];
+    assert_eq!(changes, [&gone[..], &gone, &["DELETE /volumes/*"]].concat());
+}
+
 /// One of every kind.
 const OPERATIONS: [Operation; 8] = [
     Operation::Deploy,

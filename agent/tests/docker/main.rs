@@ -15,4 +15,5 @@ mod killed;
 mod relay;
 mod schemathesis;
 mod secrets;
+mod sessions;
 mod updates;

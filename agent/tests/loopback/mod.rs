@@ -12,7 +12,7 @@ use dtma_agent::engine::{
     Attached, Condition, Container, ContainerId, Engine, EngineError, Exec, ExecEnd, ExecError, Executed, Exit,
     HeldImage, Image, Kept, Link, LogLine, LogOptions, Settings, Usage, Volumes,
 };
-use dtma_agent::instance::{DeploymentId, ImageReference, PortProtocol, RegistryCredentials, Spec};
+use dtma_agent::instance::{DeploymentId, ImageReference, PortProtocol, RegistryCredentials, SessionOf, Spec};
 use dtma_api::instance::Progress;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
@@ -93,11 +93,13 @@ impl Engine for LoopbackEngine {
 
     async fn create(&self, name: &str, spec: &Spec, deployment: &DeploymentId) -> Result<ContainerId, EngineError> {
         self.answer(|containers| {
-            let id = ContainerId(format!("{:064x}", containers.len() + 1));
+            let last = containers.last_key_value().map_or(0, |(id, _)| u64::from_str_radix(id, 16).unwrap());
+            let id = ContainerId(format!("{:064x}", last + 1));
             let container = Container {
                 id: id.clone(),
                 name: name.to_owned(),
                 instance: Some(spec.name.clone()),
+                session: None,
                 spec_hash: spec.hash(),
                 spec_label: serde_json::to_string(spec).unwrap(),
                 deployment: Some(*deployment),
@@ -113,6 +115,22 @@ impl Engine for LoopbackEngine {
             containers.insert(id.0.clone(), container);
             id
         })
+    }
+
+    async fn create_for_session(
+        &self,
+        session: &SessionOf,
+        spec: &Spec,
+        deployment: &DeploymentId,
+        _: &ContainerId,
+    ) -> Result<ContainerId, EngineError> {
+        let id = self.create(&session.id.container_name(), spec, deployment).await?;
+        self.answer(|containers| {
+            let container = containers.get_mut(&id.0).expect("it was made just now");
+            container.instance = None;
+            container.session = Some(session.clone());
+        })?;
+        Ok(id)
     }
 
     async fn rename(&self, id: &ContainerId, name: &str) -> Result<(), EngineError> {

@@ -12,7 +12,7 @@ use dtma_api::instance::Transport;
 use super::network;
 use crate::engine::Link;
 use crate::instance::network::PROXY_VARIABLES;
-use crate::instance::{DeploymentId, Egress, Environment, HostPort, RestartPolicy, Spec, Volume};
+use crate::instance::{DeploymentId, Egress, Environment, HostPort, RestartPolicy, SessionOf, Spec, Volume};
 
 /// Label of everything the agent makes: `true`.
 pub(super) const MANAGED: &str = "dtma.managed";
@@ -28,6 +28,12 @@ pub(super) const DEPLOYMENT: &str = "dtma.deployment";
 pub(super) const SPEC_HASH: &str = "dtma.spec-hash";
 /// Label: the spec as JSON, environment values left out.
 pub(super) const SPEC: &str = "dtma.spec";
+
+/// Label: the session a container is for. Such a container bears none of the labels above by which an instance's own is known, so that no agent,
+/// not even one from before there were any, can take it for that: to such a one it is nobody's, and is removed.
+pub(super) const SESSION: &str = "dtma.session";
+/// Label: the instance the session is with.
+pub(super) const SESSION_OF: &str = "dtma.session-of";
 
 /// Size at which a container's log file is turned over.
 const LOG_SIZE: &str = "10m";
@@ -124,11 +130,45 @@ pub(super) fn container(spec: &Spec, deployment: DeploymentId, scope: &str, plac
         networking_config: Some(NetworkingConfig {
             endpoints_config: Some(HashMap::from([(
                 network::name(scope, &home),
-                network::endpoint(spec, &home, place.address),
+                network::endpoint(Some(&spec.name), &home, place.address),
             )])),
         }),
         host_config: Some(host_config(spec, deployment, scope)),
         ..ContainerCreateBody::default()
+    }
+}
+
+/// The container of one session of an instance, from `image`.
+pub(super) fn session_container(
+    session: &SessionOf,
+    spec: &Spec,
+    deployment: DeploymentId,
+    scope: &str,
+    place: Place,
+    image: String,
+) -> ContainerCreateBody {
+    // Whose process ends is over; and its ports are the instance's.
+    let own = Spec { ports: Vec::new(), restart: RestartPolicy::Never, ..spec.clone() };
+    let home = Link::home(&own.network);
+    let labels = [
+        (MANAGED, "true".to_owned()),
+        (SCOPE, scope.to_owned()),
+        (SESSION, session.id.0.to_string()),
+        (SESSION_OF, session.instance.to_string()),
+        (DEPLOYMENT, deployment.0.to_string()),
+    ];
+    let callers = own.labels.clone().into_iter();
+    ContainerCreateBody {
+        image: Some(image),
+        labels: Some(callers.chain(labels.map(|(key, value)| (key.to_owned(), value))).collect()),
+        networking_config: Some(NetworkingConfig {
+            endpoints_config: Some(HashMap::from([(
+                network::name(scope, &home),
+                // Whoever asks for the instance by its name gets the instance.
+                network::endpoint(None, &home, place.address),
+            )])),
+        }),
+        ..container(&own, deployment, scope, place)
     }
 }
 
@@ -223,6 +263,7 @@ fn restart_policy(policy: RestartPolicy) -> DockerRestartPolicy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::instance::SessionId;
     use crate::instance::spec::examples;
 
     fn made(spec: &Spec) -> ContainerCreateBody {
@@ -285,6 +326,45 @@ mod tests {
         let endpoints = listed.networking_config.unwrap().endpoints_config.unwrap();
         let config = endpoints["dtma.listed"].ipam_config.clone().unwrap();
         assert_eq!(config.ipv4_address.as_deref(), Some("172.20.3.4"));
+    }
+
+    #[test]
+    fn a_sessions_container_is_made_alike_and_can_not_be_taken_for_the_instances_own() {
+        let mut spec = examples::spec("one");
+        spec.network.group = Some("team".parse().unwrap());
+        spec.volumes.push(Volume { name: "data".into(), path: "/data".into() });
+        let port = crate::instance::Port {
+            container: 80,
+            protocol: crate::instance::PortProtocol::Tcp,
+            host: HostPort::Exactly(8081),
+        };
+        spec.ports.push(port);
+        spec.labels.insert("team".into(), "blue".into());
+        let session = SessionOf { id: SessionId(uuid::Uuid::from_u128(7)), instance: spec.name.clone() };
+        let deployment = DeploymentId(uuid::Uuid::nil());
+        let (place, image) = (Place::default(), "sha256:abc".to_owned());
+        let body = session_container(&session, &spec, deployment, "main", place, image);
+        let main = made(&spec);
+        let labels = body.labels.unwrap();
+        for own in [INSTANCE, SPEC_HASH, SPEC, ACCOUNT_TOOL_INSTANCE_ID] {
+            assert!(main.labels.as_ref().unwrap().contains_key(own) && !labels.contains_key(own), "{own}");
+        }
+        for (label, value) in [(MANAGED, "true"), (SCOPE, "main"), (SESSION_OF, "one"), ("team", "blue")] {
+            assert_eq!(labels.get(label).map(String::as_str), Some(value), "{label}");
+        }
+        assert_eq!(labels[SESSION], session.id.0.to_string());
+        let (own, others) = (body.host_config.unwrap(), main.host_config.unwrap());
+        assert_eq!((own.port_bindings, body.exposed_ports), (None, None));
+        assert_eq!(own.restart_policy.unwrap().name, Some(RestartPolicyNameEnum::NO));
+        assert_eq!((own.memory, own.nano_cpus, own.pids_limit), (others.memory, others.nano_cpus, others.pids_limit));
+        assert_eq!((own.mounts, own.cap_drop, own.init), (others.mounts, others.cap_drop, others.init));
+        assert_eq!((body.image.as_deref(), own.network_mode), (Some("sha256:abc"), others.network_mode));
+        let aliases = |config: Option<NetworkingConfig>| {
+            let endpoints = config.unwrap().endpoints_config.unwrap();
+            endpoints.into_values().next().unwrap().aliases
+        };
+        assert_eq!(aliases(body.networking_config), None);
+        assert!(aliases(main.networking_config).is_some());
     }
 
     #[test]

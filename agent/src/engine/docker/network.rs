@@ -13,6 +13,7 @@ use bollard::models::{
     NetworkCreateRequest,
 };
 use bollard::query_parameters::{ListContainersOptionsBuilder, ListNetworksOptionsBuilder};
+use dtma_api::InstanceName;
 use uuid::Uuid;
 
 use super::errors::{is_in_use, is_missing, is_overlap, sort};
@@ -312,14 +313,20 @@ impl DockerEngine {
 
     /// Puts a container that isn't started yet onto its group's network, where it isn't made on that one. Docker before 25 takes only one
     /// network when a container is made.
-    pub(super) async fn join_group(&self, docker: &Docker, id: &ContainerId, spec: &Spec) -> Result<(), EngineError> {
+    pub(super) async fn join_group(
+        &self,
+        docker: &Docker,
+        id: &ContainerId,
+        spec: &Spec,
+        name: Option<&InstanceName>,
+    ) -> Result<(), EngineError> {
         const OPERATION: &str = "connect the container to its group";
         let home = Link::home(&spec.network);
         for link in Link::all_of(&spec.network).into_iter().filter(|link| *link != home) {
             let net = self.network(docker, &link).await?;
             let request = NetworkConnectRequest {
                 container: id.as_str().to_owned(),
-                endpoint_config: Some(endpoint(spec, &link, None)),
+                endpoint_config: Some(endpoint(name, &link, None)),
             };
             docker.connect_network(&net.id, request).await.map_err(|error| sort(OPERATION, error))?;
         }
@@ -379,11 +386,11 @@ pub(super) fn given_address(endpoint: &EndpointSettings) -> Option<IpAddr> {
     endpoint.ipam_config.as_ref()?.ipv4_address.as_deref()?.parse().ok()
 }
 
-/// An endpoint with this address. In a group others find it by its name, whatever its container is called.
-pub(super) fn endpoint(spec: &Spec, link: &Link, address: Option<Ipv4Addr>) -> EndpointSettings {
-    let aliases = || vec![spec.name.to_string(), format!("{}{}", spec.name, make::GROUP_DOMAIN)];
+/// An endpoint with this address. In a group others find it by this name, whatever its container is called, or not at all.
+pub(super) fn endpoint(name: Option<&InstanceName>, link: &Link, address: Option<Ipv4Addr>) -> EndpointSettings {
+    let aliases = |name: &InstanceName| vec![name.to_string(), format!("{name}{}", make::GROUP_DOMAIN)];
     EndpointSettings {
-        aliases: link.is_of_group().then(aliases),
+        aliases: name.filter(|_| link.is_of_group()).map(aliases),
         ipam_config: address.map(|address| EndpointIpamConfig {
             ipv4_address: Some(address.to_string()),
             ..EndpointIpamConfig::default()

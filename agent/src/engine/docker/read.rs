@@ -14,7 +14,9 @@ use jiff::Timestamp;
 use super::make;
 use super::network::{self, Networks};
 use crate::engine::{Condition, Container, ContainerId, Exit, Image, Link, LogLine, LogStream, Settings};
-use crate::instance::{DeploymentId, ImageReference, Limits, PortProtocol, RestartPolicy, SpecHash};
+use crate::instance::{
+    DeploymentId, ImageReference, Limits, PortProtocol, RestartPolicy, SessionId, SessionOf, SpecHash,
+};
 
 /// A container of the agent with this scope, whose networks are these.
 pub(super) fn container(answer: ContainerInspectResponse, scope: &str, networks: &Networks) -> Container {
@@ -27,6 +29,7 @@ pub(super) fn container(answer: ContainerInspectResponse, scope: &str, networks:
         id: ContainerId(answer.id.unwrap_or_default()),
         name: answer.name.as_deref().unwrap_or_default().trim_start_matches('/').to_owned(),
         instance: label(make::INSTANCE).parse().ok(),
+        session: session(&label(make::SESSION), &label(make::SESSION_OF)),
         spec_hash: SpecHash::from_label(&label(make::SPEC_HASH)),
         spec_label: label(make::SPEC),
         deployment: label(make::DEPLOYMENT).parse().ok().map(DeploymentId),
@@ -39,6 +42,10 @@ pub(super) fn container(answer: ContainerInspectResponse, scope: &str, networks:
         links,
         ports: network_settings.map(ports).unwrap_or_default(),
     }
+}
+
+fn session(id: &str, of: &str) -> Option<SessionOf> {
+    Some(SessionOf { id: SessionId(id.parse().ok()?), instance: of.parse().ok()? })
 }
 
 fn settings(host: &HostConfig) -> Settings {

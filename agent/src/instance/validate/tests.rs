@@ -3,6 +3,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::instance::network::Egress;
+use crate::instance::session::SessionMode;
 use crate::instance::spec::{Capability, HostPort, PortProtocol, RestartPolicy};
 
 fn body(more: Value) -> Value {
@@ -319,7 +320,10 @@ fn a_spec_from_before_there_was_a_choice_keeps_its_hash() {
 #[test]
 fn an_mcp_server_gets_the_usual_port_and_path() {
     let (spec, warnings) = read(json!({ "mcpTransportType": "http" })).unwrap();
-    assert_eq!(spec.mcp, Some(McpServer { transport: Transport::Http, port: 8080, path: "/mcp".into() }));
+    assert_eq!(
+        spec.mcp,
+        Some(McpServer { transport: Transport::Http, port: 8080, path: "/mcp".into(), sessions: SessionMode::Shared })
+    );
     assert_eq!(warnings, []);
     for (transport, path) in [("stdio", "/mcp"), ("sse", "/sse"), ("websocket", "/ws")] {
         let (spec, warnings) = read(json!({ "mcpTransportType": transport })).unwrap();
@@ -331,14 +335,43 @@ fn an_mcp_server_gets_the_usual_port_and_path() {
 }
 
 #[test]
-fn clients_of_a_server_on_its_standard_input_share_it_and_nothing_else_is_promised() {
-    let mode = |transport: &str, mode: Value| read(json!({ "mcpTransportType": transport, "sessionMode": mode }));
-    assert_eq!(mode("stdio", json!("shared")).unwrap().1, []);
-    assert_eq!(mode("stdio", json!(null)).unwrap().1, []);
-    for refused in [json!("per-session"), json!("Shared"), json!(1)] {
+fn clients_of_a_server_on_its_standard_input_share_it_or_have_a_container_each_and_no_others_have_the_choice() {
+    let asked = |asked: Value| read(asked).map(|(spec, warnings)| (spec.mcp.map(|mcp| mcp.sessions), warnings.len()));
+    let mode = |transport: &str, mode: Value| asked(json!({ "mcpTransportType": transport, "sessionMode": mode }));
+    let per_session = |most| Some(SessionMode::PerSession { most });
+    for shared in [json!("shared"), json!(null)] {
+        assert_eq!(mode("stdio", shared).unwrap(), (Some(SessionMode::Shared), 0));
+    }
+    assert_eq!(mode("stdio", json!("per-session")).unwrap(), (per_session(16), 0));
+    for refused in [json!("Shared"), json!("per_session"), json!(1)] {
         assert!(mode("stdio", refused.clone()).is_err(), "{refused}");
     }
-    assert_eq!(mode("http", json!("per-session")).unwrap().1.len(), 1);
+    for transport in ["http", "sse", "websocket"] {
+        let refused = mode(transport, json!("per-session")).unwrap_err();
+        assert_eq!(refused.faults[0].path, "$.sessionMode", "{refused:?}");
+        assert!(refused.faults[0].problem.contains("only for mcpTransportType stdio"), "{refused:?}");
+        assert_eq!(mode(transport, json!("shared")).unwrap(), (Some(SessionMode::Shared), 1));
+    }
+    assert!(asked(json!({ "sessionMode": "per-session" })).is_err(), "without a transport it is no server");
+
+    let most = |mode: &str, most: Value| {
+        asked(json!({ "mcpTransportType": "stdio", "sessionMode": mode, "maxSessions": most }))
+    };
+    assert_eq!(most("per-session", json!(3)).unwrap(), (per_session(3), 0));
+    assert_eq!(most("shared", json!(3)).unwrap(), (Some(SessionMode::Shared), 1));
+    for refused in [json!(0), json!(65), json!("3"), json!(1.5)] {
+        assert!(most("per-session", refused.clone()).is_err(), "{refused}");
+    }
+}
+
+#[test]
+fn a_spec_from_before_there_were_session_modes_keeps_its_hash() {
+    let (shared, _) = read(json!({ "mcpTransportType": "stdio" })).unwrap();
+    assert!(!serde_json::to_string(&shared).unwrap().contains("sessions"));
+    let (own, _) = read(json!({ "mcpTransportType": "stdio", "sessionMode": "per-session" })).unwrap();
+    assert_ne!(own.hash(), shared.hash());
+    let read_again: Spec = serde_json::from_str(&serde_json::to_string(&own).unwrap()).unwrap();
+    assert_eq!(read_again, own);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! nothing does for a while. A client that hangs up cancels its call, in both eras: there are no streams to resume here, so nobody could be
 //! told the answer any more.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -18,10 +19,11 @@ use tokio::time::timeout;
 
 use super::budget::Parcel;
 use super::envelope::{self, Envelope, Kind};
+use super::eras::Way;
 use super::feed::{self, Call, Ear, Shape};
 use super::line::{Came, NotSent, Pending};
 use super::switchboard::{Abilities, Owner, Refusal};
-use super::{Bridge, HANDSHAKE, IN_UNIT, IN_UNITS, InUse, Sharing};
+use super::{Bridge, HANDSHAKE, IN_UNIT, IN_UNITS, InUse};
 use crate::mcp::MAX_MESSAGE_BYTES;
 use crate::mcp::era::{LEGACY, MODERN};
 use crate::mcp::link::LinkEnd;
@@ -77,8 +79,11 @@ pub enum Refused {
     #[error("a request with this id is under way in this session")]
     IdInUse,
     /// As many as may have one.
-    #[error("too many clients have a session with this server")]
-    TooManySessions,
+    #[error("{most} clients have a session with this server, and there can't be more; DELETE ends one")]
+    TooManySessions {
+        /// How many may have one.
+        most: usize,
+    },
     /// As many as may be are under way.
     #[error("too many calls are under way to this server")]
     TooManyCalls,
@@ -131,7 +136,13 @@ impl Bridge {
         let era = Era::of(headers, &envelope)?;
         let is_initialize = envelope.kind == Kind::Request && envelope.method == "initialize";
         match era {
-            _ if is_initialize => self.initialize(&envelope).await,
+            // Whoever says its version with it means the newer era, which has no such thing.
+            _ if is_initialize && envelope.meta.protocol_version.is_none() => self.initialize(&envelope).await,
+            Era::Modern if is_initialize => {
+                let why = "this version of the protocol has no initialize";
+                let error = envelope::error(envelope.id, envelope::METHOD_NOT_FOUND, why);
+                Ok(json(StatusCode::NOT_FOUND, error))
+            }
             Era::Modern => self.modern(headers, &envelope, room).await,
             Era::Legacy => self.legacy(headers, &envelope, room).await,
         }
@@ -170,35 +181,33 @@ impl Bridge {
     }
 
     async fn initialize(&self, request: &Envelope<'_>) -> Result<Response<Body>, Refused> {
-        match self.sharing {
-            Sharing::Shared => {
-                let (line, known) = self.common_in_time().await?;
-                let nobody = || Refused::Unreachable(LinkEnd::because("nobody has shaken hands"));
-                let known = known.ok_or_else(nobody)?;
-                let wanted = envelope::string(request.params.protocol_version);
-                match known.answer(request.id, wanted.as_deref()) {
-                    Ok(answer) => {
-                        let session = self.admit(line, abilities(request)).ok_or(Refused::TooManySessions)?;
-                        Ok(with_session(json(StatusCode::OK, answer), &session))
-                    }
-                    Err(refusal) => Ok(json(StatusCode::OK, refusal)),
+        if !self.sharing.has_own_links() {
+            let (line, known) = self.common_in_time().await?;
+            let nobody = || Refused::Unreachable(LinkEnd::because("nobody has shaken hands"));
+            let known = known.ok_or_else(nobody)?;
+            let wanted = envelope::string(request.params.protocol_version);
+            return match known.answer(request.id, wanted.as_deref()) {
+                Ok(answer) => {
+                    let session = self.admit(line, abilities(request), self.seat()?);
+                    Ok(with_session(json(StatusCode::OK, answer), &session))
                 }
-            }
-            Sharing::Own => {
-                let line = self.open().await.map_err(Refused::Unreachable)?;
-                let session = self.admit(line, Abilities::ANY).ok_or(Refused::TooManySessions)?;
-                // Until the server has agreed nobody knows of the session, so it ends with whatever goes wrong here.
-                let unknown = Unknown { bridge: self, id: session.id.clone(), agreed: false };
-                let pending = session.line.call(Owner::Session(session.key), request).await?;
-                let answer = timeout(HANDSHAKE, pending.answer()).await.map_err(|_| Refused::Silent)?;
-                let refused = Envelope::read(&answer).map_or(true, |answer| answer.error_code.is_some());
-                if refused {
-                    return Ok(json(StatusCode::OK, answer));
-                }
-                unknown.agreed();
-                Ok(with_session(json(StatusCode::OK, answer), &session))
-            }
+                Err(refusal) => Ok(json(StatusCode::OK, refusal)),
+            };
         }
+        // First of all: what there is no room for isn't even begun.
+        let seat = self.seat()?;
+        let line = self.open().await.map_err(Refused::Unreachable)?;
+        let session = self.admit(line, Abilities::ANY, seat);
+        // Until the server has agreed nobody knows of the session, so it ends with whatever goes wrong here.
+        let unknown = Unknown { bridge: self, id: session.id.clone(), agreed: false };
+        let pending = session.line.call(Owner::Session(session.key), request).await?;
+        let answer = timeout(HANDSHAKE, pending.answer()).await.map_err(|_| Refused::Silent)?;
+        let refused = Envelope::read(&answer).map_or(true, |answer| answer.error_code.is_some());
+        if refused {
+            return Ok(json(StatusCode::OK, answer));
+        }
+        unknown.agreed();
+        Ok(with_session(json(StatusCode::OK, answer), &session))
     }
 
     async fn legacy(
@@ -221,7 +230,7 @@ impl Bridge {
             }
             Kind::Notification => {
                 // To a shared server the agent has said so itself, once.
-                if self.sharing == Sharing::Own || message.method != "notifications/initialized" {
+                if self.sharing.has_own_links() || message.method != "notifications/initialized" {
                     session.line.notify(owner, message).await.map_err(gone)?;
                 }
                 Ok(accepted())
@@ -241,29 +250,32 @@ impl Bridge {
     ) -> Result<Response<Body>, Refused> {
         match message.kind {
             Kind::Request => {
+                if envelope::string(message.meta.protocol_version).is_none() {
+                    return Ok(incomplete(message, "the message's _meta does not name the protocol version"));
+                }
                 if let Err(mismatch) = headers_say_the_same(headers, message) {
                     let error = envelope::error(message.id, HEADER_MISMATCH, &mismatch);
                     return Ok(json(StatusCode::BAD_REQUEST, error));
                 }
-                let (mut line, known) = self.common_in_time().await?;
-                let initialized = known.is_some_and(|known| known.initialized().is_some());
-                if initialized && message.method == "server/discover" {
+                let mut way = self.way().await?;
+                // What knows only the older era doesn't look at it.
+                if !way.translated && message.meta.client_capabilities.is_none() {
+                    return Ok(incomplete(message, "the message's _meta does not name what its client is capable of"));
+                }
+                let mut pending = self.ask_on(&way, message).await?;
+                if let Some(Err(NotSent::Ended(_))) = pending {
+                    // It ended just now, and nothing was sent.
+                    way = self.way().await?;
+                    pending = self.ask_on(&way, message).await?;
+                }
+                let Some(pending) = pending else {
                     // Clients that know both eras begin a session upon this, in which the server can ask them things, too.
                     let why = "this server is spoken to in the older era of the protocol: begin with initialize";
                     let error = envelope::error(message.id, envelope::METHOD_NOT_FOUND, why);
                     return Ok(json(StatusCode::NOT_FOUND, error));
-                }
-                let in_its_words = if initialized { message.in_legacy_words() } else { message.with(&[]) };
-                let request = Envelope::read(&in_its_words);
-                let request = request.map_err(|malformed| Refused::NoMessage(malformed.to_string()))?;
-                let mut pending = line.call(Owner::Lone, &request).await;
-                if let Err(NotSent::Ended(_)) = pending {
-                    // It ended just now, and nothing was sent.
-                    line = self.common_in_time().await?.0;
-                    pending = line.call(Owner::Lone, &request).await;
-                }
+                };
                 drop(room);
-                let shape: Shape = match (initialized, CACHEABLE.contains(&message.method.as_str())) {
+                let shape: Shape = match (way.translated, CACHEABLE.contains(&message.method.as_str())) {
                     (false, _) => |message| message,
                     (true, false) => |message| envelope::in_modern_words(message, false),
                     (true, true) => |message| envelope::in_modern_words(message, true),
@@ -272,14 +284,25 @@ impl Bridge {
             }
             Kind::Notification => {
                 // To a shared server the agent has said so itself, once.
-                if self.sharing == Sharing::Own || message.method != "notifications/initialized" {
-                    let (line, _) = self.common_in_time().await?;
+                if !self.sharing.has_shared_link() || message.method != "notifications/initialized" {
+                    let Way { line, .. } = self.way().await?;
                     line.notify(Owner::Lone, message).await.map_err(Refused::Unreachable)?;
                 }
                 Ok(accepted())
             }
             Kind::Response => Err(Refused::NoMessage("in this version of the protocol nobody asks clients".to_owned())),
         }
+    }
+
+    /// Asks the server what a client without a session asks; nothing where the server has no such thing.
+    async fn ask_on(&self, way: &Way, message: &Envelope<'_>) -> Result<Option<Result<Pending, NotSent>>, Refused> {
+        if way.translated && message.method == "server/discover" {
+            return Ok(None);
+        }
+        let in_its_words = if way.translated { message.in_legacy_words() } else { message.with(&[]) };
+        let request = Envelope::read(&in_its_words);
+        let request = request.map_err(|malformed| Refused::NoMessage(malformed.to_string()))?;
+        Ok(Some(way.line.call(Owner::Lone, &request).await))
     }
 
     fn get(&self, headers: &HeaderMap) -> Result<Response<Body>, Refused> {
@@ -290,6 +313,7 @@ impl Bridge {
             return Err(Refused::NotAcceptable(EVENTS));
         }
         let session = self.session_of(headers)?;
+        session.listened.store(true, Ordering::Relaxed);
         let listening = session.line.listen(session.key);
         Ok(feed::events(Ear::new(listening, self.shutdown.clone(), session), None))
     }
@@ -361,6 +385,11 @@ impl Era {
     }
 }
 
+/// A request of the newer era that lacks what each has to bear.
+fn incomplete(request: &Envelope<'_>, why: &str) -> Response<Body> {
+    json(StatusCode::BAD_REQUEST, envelope::error(request.id, envelope::INVALID_PARAMS, why))
+}
+
 /// In the newer era headers repeat what the message says, for those on the way who don't read messages.
 fn headers_say_the_same(headers: &HeaderMap, message: &Envelope<'_>) -> Result<(), String> {
     let given = |name: &str| -> Result<Option<&str>, String> {
@@ -378,11 +407,7 @@ fn headers_say_the_same(headers: &HeaderMap, message: &Envelope<'_>) -> Result<(
         }
         (Some(_) | None, Some(_) | None) => Ok(()),
     };
-    let version = envelope::string(message.meta.protocol_version);
-    if version.is_none() {
-        return Err("the message's _meta does not name the protocol version".to_owned());
-    }
-    same(VERSION, version)?;
+    same(VERSION, envelope::string(message.meta.protocol_version))?;
     same("mcp-method", Some(message.method.clone()))?;
     match message.method.as_str() {
         "tools/call" | "prompts/get" => same("mcp-name", envelope::string(message.params.name)),

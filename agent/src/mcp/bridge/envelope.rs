@@ -98,6 +98,8 @@ pub(super) struct Meta<'a> {
     pub(super) protocol_version: Option<&'a RawValue>,
     #[serde(borrow, rename = "io.modelcontextprotocol/logLevel")]
     pub(super) log_level: Option<&'a RawValue>,
+    #[serde(borrow, rename = "io.modelcontextprotocol/clientCapabilities")]
+    pub(super) client_capabilities: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -349,6 +351,8 @@ impl Unanswered {
 pub(super) const INTERNAL_ERROR: i64 = -32603;
 /// For a method nobody here knows.
 pub(super) const METHOD_NOT_FOUND: i64 = -32601;
+/// What some servers say instead, which check what is asked before they look whether they know it.
+pub(super) const INVALID_PARAMS: i64 = -32602;
 
 #[cfg(test)]
 mod tests {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::envelope::{self, Envelope, INTERNAL_ERROR, Kind};
 use super::line::Line;
 use super::switchboard::Owner;
-use crate::mcp::era::{LEGACY, NEWEST_LEGACY, client_info, modern_meta};
+use crate::mcp::era::{LEGACY, MODERN, NEWEST_LEGACY, client_info, modern_meta};
 use crate::mcp::link::LinkEnd;
 
 /// What a server says to the agent itself is read and kept, so it has to be shorter than what it says to its clients.
@@ -103,6 +103,21 @@ pub(super) async fn prove(line: &Arc<Line>, known: &Known) -> Result<(), LinkEnd
         Initialized::Refused { .. } => ask(line, "server/discover", discover()).await,
     };
     asked.map(|_| ())
+}
+
+/// Asks for what only the newer era has. `Err` inside with the code of the error that came instead; a server that answers whatever it is asked
+/// doesn't know the method either.
+pub(super) async fn ask_for_newer_era(line: &Arc<Line>) -> Result<Result<(), i64>, LinkEnd> {
+    let asked = ask(line, "server/discover", discover()).await?;
+    let names_it = |result: &Value| {
+        let versions = result.get("supportedVersions").and_then(Value::as_array);
+        versions.is_some_and(|versions| versions.iter().any(|version| version == MODERN))
+    };
+    Ok(match asked {
+        Ok(result) if names_it(&result) => Ok(()),
+        Ok(_) => Err(envelope::METHOD_NOT_FOUND),
+        Err(refused) => Err(refused.code),
+    })
 }
 
 /// A page of the server's tools: the result of `tools/list`; `cursor` is where the page before ended.

@@ -138,7 +138,6 @@ impl Line {
     }
 
     /// How many calls are under way.
-    #[cfg(test)]
     pub(super) fn under_way(&self) -> usize {
         self.state().board.calls()
     }
@@ -393,7 +392,7 @@ impl Line {
     }
 
     /// Everything under way fails now: whoever waits finds its way closed.
-    fn end(&self, end: LinkEnd) {
+    pub(super) fn end(&self, end: LinkEnd) {
         let mut state = self.state();
         let under_way = state.board.calls();
         if self.ended.set(end).is_err() {

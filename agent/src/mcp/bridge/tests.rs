@@ -16,7 +16,7 @@ use crate::mcp::link::Link;
 const LIMIT: Duration = Duration::from_secs(90);
 
 /// A server in memory: each link to it is a new process.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Server {
     manner: Manner,
     /// Everything any process of it was told, and the end of each.
@@ -31,6 +31,25 @@ enum Manner {
     Legacy,
     /// Knows no `initialize`.
     Modern,
+    /// Knows both, and each process keeps to what it is addressed in first.
+    Locks,
+    /// Knows both over one link.
+    Both,
+    /// Knows the older, and has something to say to whatever it is asked.
+    Chatty,
+}
+
+impl Manner {
+    /// Whether it takes `initialize`, and what only the newer era has, in a process that was addressed in the newer era, or the older, or
+    /// not at all yet.
+    fn takes(self, addressed: Option<bool>) -> (bool, bool) {
+        match self {
+            Self::Legacy | Self::Chatty => (true, false),
+            Self::Modern => (false, true),
+            Self::Locks => (addressed != Some(true), addressed != Some(false)),
+            Self::Both => (true, true),
+        }
+    }
 }
 
 struct World {
@@ -46,12 +65,45 @@ fn world_of(manner: Manner, sharing: Sharing) -> World {
 }
 
 fn world_with(manner: Manner, sharing: Sharing, budget: Budget) -> World {
+    let (server, around) = server(manner);
+    around.with(sharing, server, budget)
+}
+
+/// One whose sessions have processes of their own, and what those hear.
+fn world_of_processes(most: u16) -> (World, mpsc::UnboundedReceiver<Value>) {
+    world_of_processes_of(Manner::Legacy, most)
+}
+
+fn world_of_processes_of(manner: Manner, most: u16) -> (World, mpsc::UnboundedReceiver<Value>) {
+    let (own, heard) = mpsc::unbounded_channel();
+    let (server, around) = server(manner);
+    let dial = Arc::new(Server { heard: own, ..server.clone() });
+    (around.with(Sharing::Processes { dial, most }, server, Budget::default()), heard)
+}
+
+/// What there is around a server.
+struct Around {
+    heard: mpsc::UnboundedReceiver<Value>,
+    holds: watch::Sender<bool>,
+    absent: watch::Sender<bool>,
+}
+
+fn server(manner: Manner) -> (Server, Around) {
     let (heard_sender, heard) = mpsc::unbounded_channel();
     let (holds, absent) = (watch::Sender::new(false), watch::Sender::new(false));
     let server = Server { manner, heard: heard_sender, holds: holds.subscribe(), absent: absent.subscribe() };
-    let shutdown = CancellationToken::new();
-    let bridge = Bridge::new("echo", sharing, Arc::new(server), budget, shutdown.clone());
-    World { bridge, heard, holds, absent, shutdown }
+    (server, Around { heard, holds, absent })
+}
+
+impl Around {
+    fn with(self, sharing: Sharing, server: Server, budget: Budget) -> World {
+        let Self { heard, holds, absent } = self;
+        let shutdown = CancellationToken::new();
+        let another = Some(Arc::new(server.clone()) as Arc<dyn Dial>);
+        let ways = Ways { sharing, dial: Arc::new(server), another };
+        let bridge = Bridge::new("echo", ways, budget, shutdown.clone());
+        World { bridge, heard, holds, absent, shutdown }
+    }
 }
 
 fn world() -> World {
@@ -86,12 +138,24 @@ async fn process(
     let mut asked: BTreeMap<String, Value> = BTreeMap::new();
     // Calls that are answered in another order.
     let mut late: Vec<Value> = Vec::new();
+    // Whether it was addressed in the newer era first.
+    let mut addressed = None;
     while let Some(message) = messages.recv().await {
         let message: Value = serde_json::from_slice(&message).unwrap();
         let _ = heard.send(message.clone());
         drop(holds.wait_for(|holds| !holds).await);
         let (id, params) = (message["id"].clone(), message["params"].clone());
         let answer = |result: Value| json!({"jsonrpc": "2.0", "id": id, "result": result});
+        let (older, newer) = manner.takes(addressed);
+        let begins = message["method"].as_str().filter(|method| matches!(*method, "initialize" | "server/discover"));
+        if begins.is_some() && addressed.is_none() {
+            addressed = Some(begins == Some("server/discover"));
+        }
+        if manner == Manner::Locks && begins == Some("server/discover") && !newer {
+            let error = json!({"code": -32600, "message": "this connection serves another era"});
+            say(json!({"jsonrpc": "2.0", "id": id, "error": error})).await;
+            continue;
+        }
         match message["method"].as_str() {
             None => {
                 if let Some(call) = asked.remove(id.as_str().unwrap_or_default()) {
@@ -104,12 +168,13 @@ async fn process(
                     say(message.clone()).await;
                 }
             }
-            Some("initialize") if manner == Manner::Legacy => {
+            Some("initialize") if older => {
                 say(answer(json!({"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}}))).await;
             }
-            Some("server/discover") if manner == Manner::Modern => {
+            Some("server/discover") if newer => {
                 say(answer(json!({"supportedVersions": ["2026-07-28"]}))).await;
             }
+            Some("server/discover") if manner == Manner::Chatty => say(answer(json!({}))).await,
             Some("crash") => {
                 drop(out.send(Err(LinkEnd::because("its process ended"))).await);
                 break;
@@ -234,6 +299,7 @@ impl World {
     async fn modern(&self, method: &str, params: Value) -> Result<Answer, Refused> {
         let mut params = params;
         params["_meta"]["io.modelcontextprotocol/protocolVersion"] = json!("2026-07-28");
+        params["_meta"]["io.modelcontextprotocol/clientCapabilities"] = json!({});
         let message = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
         let headers = [("mcp-protocol-version", "2026-07-28"), ("mcp-method", method)];
         self.send("POST", &headers, message.to_string()).await
@@ -313,5 +379,6 @@ async fn next(body: &mut Body) -> Value {
 
 mod asked;
 mod calls;
+mod eras;
 mod rules;
 mod sessions;

@@ -30,6 +30,7 @@ fn container(id: &str, condition: Condition) -> Container {
         id: ContainerId(id.to_owned()),
         name: "one".to_owned(),
         instance: Some(spec.name.clone()),
+        session: None,
         spec_hash: spec.hash(),
         settings: Settings::of(&spec),
         spec_label: String::new(),

@@ -1,7 +1,9 @@
 //! A container engine in memory, strangers included, which can be told to fail, to hang and to be gone.
 
+mod guests;
 mod images;
 mod inside;
+mod others;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -20,10 +22,12 @@ use tokio_stream::wrappers::BroadcastStream;
 
 use crate::disks::{Disks, Reserve};
 use crate::engine::{
-    Attached, Condition, Container, ContainerId, Engine, EngineError, Exec, ExecEnd, ExecError, Executed, Exit,
-    HeldImage, Image, Kept, Link, LogLine, LogOptions, LogStream, Settings, Usage, Volumes, exact_ports,
+    Attached, Condition, Container, ContainerId, Engine, EngineError, Exec, ExecError, Executed, Exit, HeldImage,
+    Image, Link, LogLine, LogOptions, LogStream, Settings, Usage, Volumes, exact_ports,
 };
-use crate::instance::{DeploymentId, Environment, ImageReference, Limits, PortProtocol, RegistryCredentials, Spec};
+use crate::instance::{
+    DeploymentId, Environment, ImageReference, Limits, PortProtocol, RegistryCredentials, SessionOf, Spec,
+};
 
 /// What a container does once it is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,8 +92,18 @@ pub(crate) struct FakeEngine {
     pub(crate) died: Notify,
 }
 
-const CHANGING: [&str; 9] =
-    ["pull", "create", "rename", "adjust", "start", "stop", "restart", "remove", "remove_volumes"];
+const CHANGING: [&str; 10] = [
+    "pull",
+    "create",
+    "create_for_session",
+    "rename",
+    "adjust",
+    "start",
+    "stop",
+    "restart",
+    "remove",
+    "remove_volumes",
+];
 
 impl FakeEngine {
     pub(crate) fn new() -> Arc<Self> {
@@ -170,77 +184,10 @@ impl FakeEngine {
         self.world().manner.insert(image.to_owned(), manner);
     }
 
-    /// A container nobody told us about.
-    pub(crate) fn stranger(&self, name: &str, port: Option<u16>) -> ContainerId {
-        let mut world = self.world();
-        world.next += 1;
-        let mut container = blank(format!("stranger-{:03}", world.next), name);
-        container.condition = Condition::Running { since: Timestamp::UNIX_EPOCH };
-        let id = container.id.clone();
-        let ports = port.map(|port| (port, PortProtocol::Tcp)).into_iter().collect();
-        world.held.push(Held {
-            container,
-            ours: false,
-            environment: BTreeMap::new(),
-            image: "stranger:1".to_owned(),
-            ports,
-            volumes: Vec::new(),
-        });
-        id
-    }
-
-    /// Somebody changes a container of ours from outside.
-    pub(crate) fn meddle(&self, name: &str, meddling: impl FnOnce(&mut Container)) {
-        let mut world = self.world();
-        let held = world.held.iter_mut().find(|held| held.ours && held.container.name == name).unwrap();
-        meddling(&mut held.container);
-        drop(world);
-        let _ = self.changed.send(());
-    }
-
-    /// Somebody removes a container of ours from outside, if it is there.
-    pub(crate) fn steal(&self, name: &str) {
-        self.world().held.retain(|held| !(held.ours && held.container.name == name));
-        let _ = self.changed.send(());
-    }
-
-    /// A container of ours that nobody accounts for.
-    pub(crate) fn litter(&self, spec: &Spec) {
-        let mut world = self.world();
-        let held = make(&mut world, spec, DeploymentId(uuid::Uuid::from_u128(99)));
-        world.held.push(held);
-    }
-
-    /// A container of this name is being made, and not to be seen yet.
-    pub(crate) fn reserve(&self, name: &str) {
-        self.world().reserved.insert(name.to_owned(), DeploymentId(uuid::Uuid::nil()));
-    }
-
-    /// Somebody starts it again when it is stopped next.
-    pub(crate) fn revive(&self, name: &str) {
-        self.world().revived.insert(name.to_owned());
-    }
-
-    /// It has been made, as the last one who asked for it wanted.
-    pub(crate) fn finish(&self, spec: &Spec) {
-        let mut world = self.world();
-        let deployment = world.reserved.remove(spec.name.as_str()).unwrap();
-        let held = make(&mut world, spec, deployment);
-        world.held.push(held);
-    }
-
-    /// A container of ours that runs.
-    pub(crate) fn here(&self, spec: &Spec) {
-        self.litter(spec);
-        self.meddle(spec.name.as_str(), |container| {
-            container.condition = Condition::Running { since: Timestamp::UNIX_EPOCH };
-        });
-    }
-
-    /// Ours, by name: the condition's word.
+    /// Ours, those of sessions left out, by name: the condition's word.
     pub(crate) fn ours(&self) -> BTreeMap<String, &'static str> {
         let world = self.world();
-        let ours = world.held.iter().filter(|held| held.ours);
+        let ours = world.held.iter().filter(|held| held.ours && held.container.session.is_none());
         ours.map(|held| (held.container.name.clone(), held.container.condition.word())).collect()
     }
 
@@ -301,6 +248,7 @@ pub(crate) fn blank(id: String, name: &str) -> Container {
         id: ContainerId(id),
         name: name.to_owned(),
         instance: None,
+        session: None,
         spec_hash: crate::instance::SpecHash::from_label(""),
         spec_label: String::new(),
         deployment: None,
@@ -347,11 +295,6 @@ fn make(world: &mut World, spec: &Spec, deployment: DeploymentId) -> Held {
 fn is_running(world: &mut World, id: &ContainerId) -> bool {
     let held = world.held.iter().find(|held| &held.container.id == id);
     held.is_some_and(|held| matches!(held.container.condition, Condition::Running { .. }))
-}
-
-fn executed(output: &str) -> Executed {
-    let stdout = Kept { bytes: output.as_bytes().to_vec(), dropped: 0 };
-    Executed { end: ExecEnd::Exited { code: 0 }, stdout, stderr: Kept::default() }
 }
 
 fn gone(operation: &'static str) -> EngineError {
@@ -469,6 +412,16 @@ impl Engine for FakeEngine {
             Ok(id)
         };
         self.call("create", name, create).await
+    }
+
+    async fn create_for_session(
+        &self,
+        session: &SessionOf,
+        spec: &Spec,
+        deployment: &DeploymentId,
+        like: &ContainerId,
+    ) -> Result<ContainerId, EngineError> {
+        self.created_for_session(session, spec, deployment, like).await
     }
 
     async fn rename(&self, id: &ContainerId, name: &str) -> Result<(), EngineError> {

@@ -23,10 +23,11 @@ fn impatient(engine: &Arc<FakeEngine>, directory: &Path) -> Agent {
         prober: Arc::clone(&answers) as Arc<dyn Prober>,
         disks: Arc::clone(&engine.disks),
         secrets: Secrets { vault: secrets::vault(directory), source: Arc::new(secrets::Backend::default()) },
+        sessions: Sessions::default(),
         timing: Timing { image_max_age: Duration::ZERO, ..Timing::default() },
         shutdown: shutdown.clone(),
     });
-    Agent { instances, task, shutdown, answers }
+    Agent { instances, task, shutdown, answers, sessions: Sessions::default() }
 }
 
 /// Long enough for more than one look at every image.

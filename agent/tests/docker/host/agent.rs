@@ -23,7 +23,7 @@ use dtma_agent::logs::LogRing;
 use dtma_agent::mcp::{Bridges, Proxy};
 use dtma_agent::reconcile::{
     self, Answer, FetchedSecrets, Instances, NoSecrets, ProbeFailure, Prober, Question, SecretSource, Secrets,
-    SecretsWanted, Timing, Upstream,
+    SecretsWanted, Sessions, Timing, Upstream,
 };
 use dtma_agent::store::ledger::Ledger;
 use dtma_agent::store::vault::Vault;
@@ -122,7 +122,7 @@ impl Agent {
         Self::start_all(prober, engine, state, timing, disks, vault)
     }
 
-    fn start_all(
+    pub(crate) fn start_all(
         prober: impl FnOnce(&Bridges) -> Arc<dyn Prober>,
         engine: DockerEngine,
         state: &Path,
@@ -132,13 +132,15 @@ impl Agent {
     ) -> Self {
         let shutdown = CancellationToken::new();
         let engine = Arc::new(engine);
-        let bridges = Bridges::new(Arc::clone(&engine) as _, shutdown.clone());
+        let sessions = Sessions::default();
+        let bridges = Bridges::new(Arc::clone(&engine) as _, sessions.clone(), shutdown.clone());
         let (instances, task) = reconcile::start(reconcile::Parts {
             engine,
             ledger: Ledger::open(state, Timestamp::now()).unwrap(),
             prober: prober(&bridges),
             disks: Arc::new(disks),
             secrets: Secrets { vault, source: Arc::new(NoBackend) },
+            sessions,
             timing,
             shutdown: shutdown.clone(),
         });

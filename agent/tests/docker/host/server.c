@@ -2,7 +2,7 @@
    GREETING; `exit CODE` ends with a last word; `stubborn` ignores SIGTERM by having no handler and being PID 1's only child;
    `reach ADDRESS PORT` tells by its exit code whether a connection can be made; `ask ADDRESS PORT TEXT` writes TEXT, with \r\n for every |,
    on one and prints what comes back; `mcp PORT` is an MCP server with one tool until it gets SIGUSR1, and then accepts and never answers;
-   `brief MILLISECONDS` ends without an error after that; `resolve NAME` asks Docker's resolver and prints the address, or its exit code tells why not. */
+   `lines` is one on its standard input and output; `brief MILLISECONDS` ends without an error after that; `resolve NAME` asks Docker's resolver and prints the address, or its exit code tells why not. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <signal.h>
@@ -81,6 +81,18 @@ static int mcp(int port) {
     }
 }
 
+static int lines(void) {
+    static char line[65536];
+    while (fgets(line, sizeof line, stdin)) {
+        const char *id = strstr(line, "\"id\":"), *result = "{}";
+        if (strstr(line, "\"initialize\""))
+            result = "{\"protocolVersion\":\"2025-06-18\",\"capabilities\":{},\"serverInfo\":{\"name\":\"small\",\"version\":\"1\"}}";
+        if (id) printf("{\"jsonrpc\":\"2.0\",\"id\":%ld,\"result\":%s}\n", strtol(id + 5, 0, 10), result);
+        fflush(stdout);
+    }
+    return 0;
+}
+
 static int reach(const char *address, int port) {
     struct timeval patience = {.tv_sec = 2};
     int peer = socket(AF_INET, SOCK_STREAM, 0);
@@ -137,6 +149,7 @@ static int resolve(const char *name) {
 int main(int count, char **words) {
     if (count == 3 && !strcmp(words[1], "serve")) return serve(atoi(words[2]));
     if (count == 3 && !strcmp(words[1], "mcp")) return mcp(atoi(words[2]));
+    if (count == 2 && !strcmp(words[1], "lines")) return lines();
     if (count == 3 && !strcmp(words[1], "brief")) {
         usleep(atoi(words[2]) * 1000);
         fprintf(stderr, "these are my last words\n");

@@ -27,6 +27,10 @@ pub(crate) enum Operation {
     /// An atomic one, of which one member ends at once.
     GroupThatFails,
     RemoveGroup,
+    /// A session with a container of its own, from its beginning to its end.
+    Session,
+    /// The removal of an instance with such a session.
+    RemoveWithSession,
 }
 
 impl Operation {
@@ -34,6 +38,11 @@ impl Operation {
     pub(crate) async fn prepare(self, world: &World) {
         if self == Self::RemoveGroup {
             world.must(Method::POST, "/mcp/groups", Some(&group(world, "1")), 201).await;
+        } else if self.has_sessions() {
+            world.must(Method::POST, "/tools", Some(&world.per_session_body("one")), 201).await;
+            if self == Self::RemoveWithSession {
+                world.begin_session("one").await.expect("nobody killed it");
+            }
         } else if !self.before().is_empty() {
             world.must(Method::POST, "/tools", Some(&world.deploy_body("one", "1")), 201).await;
         }
@@ -56,6 +65,11 @@ impl Operation {
             Self::UpdateThatFails => (Method::PUT, path, Some(world.deploy_body("one", "broken"))),
             Self::Group => (Method::POST, "/mcp/groups".to_owned(), Some(group(world, "1"))),
             Self::GroupThatFails => (Method::POST, "/mcp/groups".to_owned(), Some(group(world, "broken"))),
+            Self::Session => {
+                let session = world.begin_session("one").await?;
+                return world.end_session("one", &session).await;
+            }
+            Self::RemoveWithSession => (Method::DELETE, format!("{path}?volumes=true"), None),
             Self::RemoveGroup => (Method::DELETE, format!("/mcp/groups/{}", world.host.name("team")), None),
         };
         let separator = if path.contains('?') { '&' } else { '?' };
@@ -78,9 +92,13 @@ impl Operation {
         match self {
             Self::Deploy | Self::Group | Self::GroupThatFails => Promised::new(),
             Self::Start | Self::UpdateOfStopped => [("one", ("stop", "1"))].into(),
-            Self::Stop | Self::Restart | Self::Remove { .. } | Self::Update | Self::UpdateThatFails => {
-                [("one", ("run", "1"))].into()
-            }
+            Self::Stop
+            | Self::Restart
+            | Self::Remove { .. }
+            | Self::Update
+            | Self::UpdateThatFails
+            | Self::Session
+            | Self::RemoveWithSession => [("one", ("run", "1"))].into(),
             Self::RemoveGroup => [("one", ("run", "1")), ("two", ("run", "1"))].into(),
         }
     }
@@ -88,12 +106,18 @@ impl Operation {
     /// What is promised once it has been accepted and carried out.
     pub(crate) fn after(self) -> Promised {
         match self {
-            Self::Deploy | Self::Start | Self::Restart | Self::UpdateThatFails => [("one", ("run", "1"))].into(),
+            Self::Deploy | Self::Start | Self::Restart | Self::UpdateThatFails | Self::Session => {
+                [("one", ("run", "1"))].into()
+            }
             Self::Stop => [("one", ("stop", "1"))].into(),
             Self::Update | Self::UpdateOfStopped => [("one", ("run", "2"))].into(),
             Self::Group => [("one", ("run", "1")), ("two", ("run", "1"))].into(),
-            Self::Remove { .. } | Self::GroupThatFails | Self::RemoveGroup => Promised::new(),
+            Self::Remove { .. } | Self::GroupThatFails | Self::RemoveGroup | Self::RemoveWithSession => Promised::new(),
         }
+    }
+
+    fn has_sessions(self) -> bool {
+        matches!(self, Self::Session | Self::RemoveWithSession)
     }
 
     /// Volumes stay although their instance goes.

@@ -170,6 +170,50 @@ impl World {
         body
     }
 
+    /// A deploy of a server on its standard streams whose sessions have containers of their own.
+    pub(crate) fn per_session_body(&self, word: &str) -> Value {
+        let mut body = self.deploy_body(word, "1");
+        body["mcpTransportType"] = json!("stdio");
+        body["sessionMode"] = json!("per-session");
+        body["baseConfigOverrideJson"] = json!({ "Cmd": ["lines"] });
+        body
+    }
+
+    /// Begins a session; its id, unless the agent died meanwhile.
+    pub(crate) async fn begin_session(&self, word: &str) -> Option<String> {
+        let params = json!({ "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": { "name": "x", "version": "1" } });
+        let hello = json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params });
+        let asked =
+            self.at_mcp(Method::POST, word)?.header("accept", "application/json, text/event-stream").json(&hello);
+        let answer = timeout(REQUEST, asked.send()).await.expect("an answer in time").ok()?;
+        let session = answer.headers().get("mcp-session-id").map(|id| id.to_str().unwrap().to_owned());
+        let text = answer.text().await.ok()?;
+        Some(session.unwrap_or_else(|| panic!("no session: {text}\n{}", self.log())))
+    }
+
+    /// Ends it, and waits until its container is gone.
+    pub(crate) async fn end_session(&self, word: &str, session: &str) -> Option<(u16, Value)> {
+        let asked = self.at_mcp(Method::DELETE, word)?.header("mcp-session-id", session);
+        let status = timeout(REQUEST, asked.send()).await.expect("an answer in time").ok()?.status().as_u16();
+        let begun = Instant::now();
+        loop {
+            let containers = self.listed("containers/json?all=true&").await;
+            let mut labels = containers.as_array().unwrap().iter().map(|container| &container["Labels"]);
+            if labels.all(|labels| labels["dtma.session"].is_null()) {
+                return Some((status, Value::Null));
+            }
+            // It may have been killed.
+            self.send(Method::GET, "/health", None).await?;
+            assert!(begun.elapsed() < RECOVERY, "the session's container is not removed\n{}", self.log());
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn at_mcp(&self, method: Method, word: &str) -> Option<reqwest::RequestBuilder> {
+        let url = format!("{}/tools/{}/mcp", self.agent.as_ref()?.url, self.host.name(word));
+        Some(self.http.request(method, url).bearer_auth("fleet"))
+    }
+
     /// What the agent says, for a person.
     pub(crate) fn log(&self) -> String {
         let log = std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();

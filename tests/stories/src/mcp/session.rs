@@ -132,6 +132,15 @@ impl Session {
         }
     }
 
+    /// Says goodbye.
+    ///
+    /// # Errors
+    /// When it isn't heard.
+    pub async fn close(self) -> Result<(), Box<dyn Error>> {
+        self.request(Method::DELETE).send().await?.error_for_status()?;
+        Ok(())
+    }
+
     fn post(&self, message: &Value) -> reqwest::RequestBuilder {
         let request = self.request(Method::POST).header("accept", "application/json, text/event-stream");
         request.header("mcp-protocol-version", VERSION).json(message)

@@ -64,6 +64,16 @@ async fn in_the_newer_era_headers_say_what_the_message_says_and_errors_have_thei
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{headers:?}");
         assert_eq!(answer.json().await["error"]["code"], -32020, "{headers:?}");
     }
+    // What each request has to bear, and what only the older era has.
+    let older = json!({"protocolVersion": "2026-07-28", "capabilities": {}, "_meta": meta});
+    for (asked, wanted) in [
+        (request(1, "tools/call", json!({"name": "größe"})), (StatusCode::BAD_REQUEST, json!(-32602))),
+        (request(1, "tools/call", json!({"name": "größe", "_meta": {}})), (StatusCode::BAD_REQUEST, json!(-32602))),
+        (request(1, "initialize", older), (StatusCode::NOT_FOUND, json!(-32601))),
+    ] {
+        let answer = world.send("POST", &[version, method, name], asked.to_string()).await.unwrap();
+        assert_eq!((answer.status, answer.json().await["error"]["code"].clone()), wanted, "{asked}");
+    }
     assert_eq!(world.heard_so_far(), Vec::<Value>::new());
     let answer = world.send("POST", &[version, method, name], call).await.unwrap();
     assert_eq!((answer.status, answer.json().await["error"]["code"].clone()), (StatusCode::NOT_FOUND, json!(-32601)));

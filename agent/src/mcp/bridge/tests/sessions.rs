@@ -49,7 +49,7 @@ async fn when_there_are_too_many_sessions_the_longest_unused_makes_room() {
     let params = json!({"protocolVersion": "2025-06-18", "capabilities": {}});
     let one_more = request(0, "initialize", params).to_string();
     let refused = world.send("POST", &[], one_more).await.err();
-    assert_eq!(refused, Some(Refused::TooManySessions));
+    assert_eq!(refused, Some(Refused::TooManySessions { most: MAX_SESSIONS }));
     tokio::time::advance(SPARE).await;
     world.session().await;
     assert_eq!(lock(&world.bridge.sessions).len(), MAX_SESSIONS);
@@ -76,6 +76,72 @@ async fn a_session_with_a_link_of_its_own_shakes_hands_itself_and_takes_the_link
     let end = tokio::time::timeout(LIMIT, world.heard.recv()).await.unwrap();
     assert_eq!(end, Some(json!("end")), "the server sees that its client is gone");
     assert!(world.bridge.handshake().await.unwrap().known().initialized().is_some());
+}
+
+#[tokio::test]
+async fn sessions_with_processes_of_their_own_leave_the_shared_one_to_whoever_has_none() {
+    let (mut world, mut own) = world_of_processes(8);
+    let mut own_hears = async |method: &str| {
+        loop {
+            let message = tokio::time::timeout(LIMIT, own.recv()).await.unwrap().unwrap();
+            if message["method"] == method {
+                return message;
+            }
+        }
+    };
+    let (alice, bob) = (world.session().await, world.session().await);
+    for _ in [&alice, &bob] {
+        assert_eq!(own_hears("initialize").await["params"]["protocolVersion"], "2025-06-18", "as its client has it");
+        own_hears("notifications/initialized").await;
+    }
+    assert_eq!(world.heard_so_far(), Vec::<Value>::new(), "nobody has asked the shared one anything");
+    world.post(&alice, request(5, "crash", json!({}))).await.unwrap().json().await;
+    assert_eq!(world.post(&alice, request(6, "echo", json!(1))).await.err(), Some(Refused::DeadSession));
+    assert_eq!(world.post(&bob, request(6, "echo", json!(1))).await.unwrap().json().await["result"], 1);
+
+    let modern = world.modern("echo", json!({"x": 1})).await.unwrap().json().await;
+    assert_eq!(modern["result"]["x"], 1);
+    assert_eq!(world.hears("initialize").await["params"]["protocolVersion"], "2025-11-25", "the agent's own");
+    world.hears("echo").await;
+    assert!(world.bridge.handshake().await.unwrap().known().initialized().is_some());
+    world.hears("ping").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn there_are_no_more_processes_than_there_may_be_and_one_that_ended_makes_room_at_once() {
+    let (world, _own) = world_of_processes(2);
+    let (first, second) = (world.session().await, world.session().await);
+    let params = json!({"protocolVersion": "2025-06-18", "capabilities": {}});
+    let one_more = || request(0, "initialize", params.clone()).to_string();
+    let refused = world.send("POST", &[], one_more()).await.err();
+    assert_eq!(refused, Some(Refused::TooManySessions { most: 2 }));
+    tokio::time::advance(SPARE).await;
+    assert!(world.send("POST", &[], one_more()).await.is_err(), "what a server remembers isn't thrown away so soon");
+
+    world.post(&first, request(5, "crash", json!({}))).await.unwrap().json().await;
+    let third = world.session().await;
+    world.send("DELETE", &[("mcp-session-id", &third)], "").await.unwrap();
+    world.session().await;
+    tokio::time::advance(SPARE_PROCESS).await;
+    world.session().await;
+    assert!(world.bridge.session(&second).is_none(), "the longest unused went");
+    assert_eq!(lock(&world.bridge.sessions).len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_whose_client_has_stopped_listening_is_not_kept_as_long_as_one_whose_client_never_has() {
+    let (world, _own) = world_of_processes(3);
+    let (quiet, leaves, stays) = (world.session().await, world.session().await, world.session().await);
+    drop(world.listen(&leaves).await);
+    let _listening = world.listen(&stays).await;
+    let there = || [&quiet, &leaves, &stays].map(|session| lock(&world.bridge.sessions).contains_key(session));
+    let later = |by: Duration| world.bridge.expire(Instant::now() + by);
+    later(LEFT - Duration::from_secs(1));
+    assert_eq!(there(), [true, true, true]);
+    later(LEFT);
+    assert_eq!(there(), [true, false, true]);
+    later(IDLE);
+    assert_eq!(there(), [false, false, true]);
 }
 
 #[tokio::test]

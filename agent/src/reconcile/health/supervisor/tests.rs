@@ -2,6 +2,7 @@ use dtma_api::instance::Transport;
 use proptest::prelude::*;
 
 use super::*;
+use crate::instance::SessionMode;
 use crate::reconcile::tests::introduction;
 
 /// A clock of one's own.
@@ -24,6 +25,7 @@ fn process(container: &str, since: Timestamp) -> Process {
         instance: "one".parse().unwrap(),
         container: ContainerId(container.to_owned()),
         transport: Transport::Http,
+        sessions: SessionMode::Shared,
         address: ([172, 30, 0, 2], 8080).into(),
         path: "/mcp".to_owned(),
     };

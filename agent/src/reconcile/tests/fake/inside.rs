@@ -3,8 +3,8 @@
 use futures_util::StreamExt as _;
 use futures_util::stream;
 
-use super::{FakeEngine, World, executed, is_running};
-use crate::engine::{Attached, ContainerId, EngineError, Exec, ExecEnd, ExecError, Executed};
+use super::{FakeEngine, World, is_running};
+use crate::engine::{Attached, ContainerId, EngineError, Exec, ExecEnd, ExecError, Executed, Kept};
 
 impl FakeEngine {
     /// To a process that reads everything and says nothing.
@@ -28,4 +28,9 @@ impl FakeEngine {
         }
         Ok(executed(&command))
     }
+}
+
+fn executed(output: &str) -> Executed {
+    let stdout = Kept { bytes: output.as_bytes().to_vec(), dropped: 0 };
+    Executed { end: ExecEnd::Exited { code: 0 }, stdout, stderr: Kept::default() }
 }
