@@ -61,6 +61,8 @@ const LEFT: Duration = Duration::from_secs(2 * 60);
 const SPARE: Duration = Duration::from_secs(60);
 /// The same where a session takes what its server remembers with it.
 const SPARE_PROCESS: Duration = Duration::from_secs(5 * 60);
+/// From when the agent is told to end to when calls under way are given up; shorter than what its listener waits for them.
+const PARTING: Duration = Duration::from_millis(2_500);
 /// How often idle sessions are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
 /// How long a client waits for the handshake with a server that may have to start first. The handshake itself goes on.
@@ -181,13 +183,13 @@ impl Bridges {
     }
 }
 
-/// Ends what nobody uses.
+/// Ends what nobody uses, and in the end, everything.
 async fn sweep(inner: Weak<Inner>, shutdown: CancellationToken) {
     let mut ticks = tokio::time::interval(SWEEP);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            () = shutdown.cancelled() => return,
+            () = shutdown.cancelled() => break,
             _ = ticks.tick() => {}
         }
         let Some(inner) = inner.upgrade() else { return };
@@ -197,6 +199,11 @@ async fn sweep(inner: Weak<Inner>, shutdown: CancellationToken) {
             Arc::strong_count(bridge) > 1 || bridge.is_of_use()
         });
     }
+    // Calls may end well for a moment. Then those that can't are told so, rather than that their connection broke.
+    tokio::time::sleep(PARTING).await;
+    let Some(inner) = inner.upgrade() else { return };
+    let bridges: Vec<_> = lock(&inner.bridges).values().cloned().collect();
+    bridges.iter().for_each(|bridge| bridge.part());
 }
 
 /// A server the agent has shaken hands with.
@@ -410,6 +417,18 @@ impl Bridge {
             Sharing::Processes { .. } if session.listened.load(Ordering::Relaxed) => LEFT,
             Sharing::Processes { .. } | Sharing::Shared | Sharing::Own => IDLE,
         }
+    }
+
+    /// The agent ends: what is under way on any link fails now.
+    fn part(&self) {
+        let end =
+            || LinkEnd::because("the agent is being restarted; the server is still there, so ask again in a moment");
+        let common = lock(&self.common).as_ref().and_then(|opening| opening.clone().now_or_never());
+        if let Some(Ok((line, _))) = common {
+            line.end(end());
+        }
+        lock(&self.sessions).values().for_each(|session| session.line.end(end()));
+        self.eras.part(end());
     }
 
     fn is_of_use(&self) -> bool {

@@ -100,6 +100,14 @@ impl Eras {
         }
     }
 
+    /// Ends the link to the other process.
+    pub(super) fn part(&self, end: LinkEnd) {
+        let apart = lock(&self.0).as_ref().and_then(Known::apart);
+        if let Some(line) = apart {
+            line.end(end);
+        }
+    }
+
     /// There is another process.
     pub(super) fn is_of_use(&self) -> bool {
         lock(&self.0).as_ref().is_some_and(|known| known.apart().is_some())

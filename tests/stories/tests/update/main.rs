@@ -4,6 +4,7 @@
 mod droplet;
 mod load;
 mod offers;
+mod rollout;
 
 use dtma_api::update::{UpdateOutcome, UpdatePhase};
 use dtma_release::Manifest;

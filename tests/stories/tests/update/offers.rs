@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
@@ -125,6 +125,11 @@ impl Makers {
         Ok(Self { workspace, keys, folder: tempfile::tempdir()? })
     }
 
+    /// Where all that is made lies, as a provisioner takes it.
+    pub(crate) fn dist(&self) -> PathBuf {
+        self.folder.path().join("dist")
+    }
+
     pub(crate) fn terms(&self, version: &str) -> Terms {
         Terms { version: version.parse().unwrap_or_else(|_| Version::new(0, 0, 0)), ..Terms::of(&self.workspace) }
     }
@@ -160,14 +165,14 @@ impl Makers {
         Ok(Offer { manifest, envelope, archive: offer.archive.clone() })
     }
 
-    fn written(&self, name: &str, bytes: &[u8]) -> Result<std::path::PathBuf, Box<dyn Error>> {
+    fn written(&self, name: &str, bytes: &[u8]) -> Result<PathBuf, Box<dyn Error>> {
         let path = self.folder.path().join(name);
         std::fs::write(&path, bytes)?;
         Ok(path)
     }
 
     fn pack(&self, terms: &Terms, program: &Path, more: &[(&str, u32, Vec<u8>)]) -> Result<Offer, Box<dyn Error>> {
-        let out = self.folder.path().join("dist");
+        let out = self.dist();
         let release = release::pack_with(&self.workspace, terms, program, more, &self.keys, &out)?;
         let envelope = std::fs::read(out.join(manifest_path(&terms.version)))?.into();
         Ok(Offer { manifest: release.manifest, envelope, archive: std::fs::read(release.archive)?.into() })

@@ -65,6 +65,22 @@ async fn when_the_server_ends_every_call_fails_at_once_sessions_are_dead_and_the
 }
 
 #[tokio::test]
+async fn calls_that_the_agents_end_cuts_off_are_told_so() {
+    let world = world();
+    let session = world.session().await;
+    let hang = async { world.post(&session, request("a", "hang", json!({}))).await.unwrap().json().await };
+    let end = async {
+        while world.bridge.common().await.unwrap().0.under_way() < 1 {
+            tokio::task::yield_now().await;
+        }
+        world.bridge.part();
+    };
+    let (answer, ()) = tokio::join!(hang, end);
+    assert_eq!((&answer["id"], &answer["error"]["code"]), (&json!("a"), &json!(-32603)), "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().contains("the agent is being restarted"), "{answer}");
+}
+
+#[tokio::test]
 async fn a_server_that_is_not_there_is_said_to_be_so_and_dialled_again() {
     let world = world();
     world.absent.send_replace(true);
