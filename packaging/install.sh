@@ -115,7 +115,8 @@ install_release() {
         fail "$GUARD did not start, so containers would reach the metadata service; the lines above say why"
     }
     systemctl try-restart "$UNIT"
-    systemctl start dtma-update.path dtma-update.timer
+    systemctl start dtma-update.path dtma-update.timer ||
+        fail 'the agent is installed, but could not be updated: its updater does not start (journalctl --unit dtma-update.path)'
     say "version $version is installed"
     [[ -e $CONF ]] || say "next: write $CONF (see $PREFIX/dtma.conf.example), then systemctl start $UNIT"
 }

@@ -64,7 +64,26 @@ pub async fn set_up(workspace: &Workspace, watch: &dyn Watch) -> Result<()> {
     }
     install_missing(&NEEDS, workspace, watch).await?;
     install_missing(&COMMAND_LINE, workspace, watch).await?;
+    allow_watches(watch);
     docker_answers(workspace, watch).await
+}
+
+/// Each droplet's systemd watches files by some ten inotify instances, and all droplets here share what one user may have.
+const WATCHES: (&str, u32) = ("/proc/sys/fs/inotify/max_user_instances", 1024);
+
+/// Without it a dozen droplets can be up at once, so it is no error when this machine's kernel won't have it.
+fn allow_watches(watch: &dyn Watch) {
+    let (path, enough) = WATCHES;
+    let now = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u32>().ok());
+    if now.is_none_or(|now| now >= enough) {
+        return;
+    }
+    match std::fs::write(path, enough.to_string()) {
+        Ok(()) => watch.say(&format!("{path} is {enough} now, so that many droplets can be up at once")),
+        Err(error) => {
+            watch.say(&format!("{path} can't be raised to {enough} ({error}); a dozen droplets can be up at once"))
+        }
+    }
 }
 
 /// Makes sure this machine has `wrk`, which only benchmarks need.
