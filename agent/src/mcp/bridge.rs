@@ -67,6 +67,8 @@ const PARTING: Duration = Duration::from_millis(2_500);
 const SWEEP: Duration = Duration::from_secs(60);
 /// How long a client waits for the handshake with a server that may have to start first. The handshake itself goes on.
 const HANDSHAKE: Duration = Duration::from_secs(60);
+/// The same where the process begins with the session, and may have to fetch its program first.
+const STARTING: Duration = Duration::from_secs(5 * 60);
 /// Memory for requests on their way in, in [`IN_UNIT`]s.
 const IN_UNITS: usize = 1024;
 const IN_UNIT: usize = 64 * 1024;
@@ -421,8 +423,7 @@ impl Bridge {
 
     /// The agent ends: what is under way on any link fails now.
     fn part(&self) {
-        let end =
-            || LinkEnd::because("the agent is being restarted; the server is still there, so ask again in a moment");
+        let end = || LinkEnd::because("the agent is being restarted; ask again in a moment");
         let common = lock(&self.common).as_ref().and_then(|opening| opening.clone().now_or_never());
         if let Some(Ok((line, _))) = common {
             line.end(end());

@@ -214,7 +214,7 @@ impl Loop {
     async fn due(&self) -> Instant {
         let idle = self.tracks.values().filter(|track| track.job.is_none());
         let waiting = idle.filter_map(|track| track.not_before).filter(|at| *at > Instant::now());
-        waiting.chain(self.next_look()).chain(self.keeping.due()).fold(self.observe_at, Instant::min)
+        waiting.chain(self.next_look()).chain(self.keeping.due(Instant::now())).fold(self.observe_at, Instant::min)
     }
 
     /// One pass. It can't fail: what goes wrong is in what it publishes.

@@ -23,7 +23,7 @@ use super::eras::Way;
 use super::feed::{self, Call, Ear, Shape};
 use super::line::{Came, NotSent, Pending};
 use super::switchboard::{Abilities, Owner, Refusal};
-use super::{Bridge, HANDSHAKE, IN_UNIT, IN_UNITS, InUse};
+use super::{Bridge, HANDSHAKE, IN_UNIT, IN_UNITS, InUse, STARTING};
 use crate::mcp::MAX_MESSAGE_BYTES;
 use crate::mcp::era::{LEGACY, MODERN};
 use crate::mcp::link::LinkEnd;
@@ -94,7 +94,7 @@ pub enum Refused {
     #[error("{0}")]
     Unreachable(LinkEnd),
     /// The server didn't answer a client's `initialize`.
-    #[error("the server has not answered initialize yet; try again")]
+    #[error("the server has not answered initialize in time; a shared one that is still starting answers a later try")]
     Silent,
 }
 
@@ -201,7 +201,9 @@ impl Bridge {
         // Until the server has agreed nobody knows of the session, so it ends with whatever goes wrong here.
         let unknown = Unknown { bridge: self, id: session.id.clone(), agreed: false };
         let pending = session.line.call(Owner::Session(session.key), request).await?;
-        let answer = timeout(HANDSHAKE, pending.answer()).await.map_err(|_| Refused::Silent)?;
+        // A process that was started for this session goes with it, so a later try would find it no further.
+        let patience = if self.sharing.has_shared_link() { STARTING } else { HANDSHAKE };
+        let answer = timeout(patience, pending.answer()).await.map_err(|_| Refused::Silent)?;
         let refused = Envelope::read(&answer).map_or(true, |answer| answer.error_code.is_some());
         if refused {
             return Ok(json(StatusCode::OK, answer));

@@ -8,6 +8,7 @@
 //! A server says which it is when it is asked, in the older conversation, for what only the newer era has. One that doesn't know the method
 //! says just that. Only one that has something else against it is worth another process.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -54,7 +55,11 @@ type Finding = Shared<BoxFuture<'static, Speaks>>;
 
 /// What is known so far.
 #[derive(Default)]
-pub(super) struct Eras(Mutex<Option<Known>>);
+pub(super) struct Eras {
+    known: Mutex<Option<Known>>,
+    /// The server has once ended when it was asked.
+    ended_upon_it: Arc<AtomicBool>,
+}
 
 struct Known {
     finding: Finding,
@@ -82,27 +87,31 @@ impl Known {
 impl Eras {
     /// The other process, if there is one.
     fn apart(&self) -> Option<Arc<Line>> {
-        let mut known = lock(&self.0);
+        let mut known = lock(&self.known);
         let known = known.as_mut()?;
         known.used = Instant::now();
         known.apart()
     }
 
-    /// Lets go of a process that nobody has used for long.
+    /// Lets go of a process that nobody has used for long, and of one that has ended.
     pub(super) fn expire(&self, now: Instant) {
-        let mut known = lock(&self.0);
-        let unused = known.as_ref().is_some_and(|known| {
+        let mut known = lock(&self.known);
+        let over = known.as_ref().is_some_and(|known| {
             let idle = now.saturating_duration_since(known.used) >= UNUSED;
-            idle && known.apart().is_some_and(|line| line.under_way() == 0)
+            match known.finding.clone().now_or_never() {
+                // Its container goes with the last who holds the link.
+                Some(Speaks::Apart(line)) => line.ended().is_some() || (idle && line.under_way() == 0),
+                Some(_) | None => false,
+            }
         });
-        if unused {
+        if over {
             *known = None;
         }
     }
 
     /// Ends the link to the other process.
     pub(super) fn part(&self, end: LinkEnd) {
-        let apart = lock(&self.0).as_ref().and_then(Known::apart);
+        let apart = lock(&self.known).as_ref().and_then(Known::apart);
         if let Some(line) = apart {
             line.end(end);
         }
@@ -110,7 +119,7 @@ impl Eras {
 
     /// There is another process.
     pub(super) fn is_of_use(&self) -> bool {
-        lock(&self.0).as_ref().is_some_and(|known| known.apart().is_some())
+        lock(&self.known).as_ref().is_some_and(|known| known.apart().is_some())
     }
 }
 
@@ -125,7 +134,7 @@ impl Bridge {
             return Ok(Way { line, translated: false });
         }
         let finding = {
-            let mut known = lock(&self.eras.0);
+            let mut known = lock(&self.eras.known);
             let now = Instant::now();
             match &*known {
                 Some(known) if known.holds(now) => known.finding.clone(),
@@ -146,14 +155,15 @@ impl Bridge {
     /// In a task of its own: whoever waits for it may go away.
     fn find_out(&self, common: &Arc<Line>) -> Finding {
         let (common, another, instance) = (Arc::clone(common), self.another.clone(), self.instance.clone());
-        let budget = self.budget.clone();
+        let (budget, ended_upon_it) = (self.budget.clone(), Arc::clone(&self.eras.ended_upon_it));
         let found = tokio::spawn(async move {
             let later = || Speaks::Not { until: Some(Instant::now() + AGAIN) };
             match timeout(ASKED, handshake::ask_for_newer_era(&common)).await {
                 Ok(Ok(Ok(()))) => Speaks::Too,
                 Ok(Ok(Err(METHOD_NOT_FOUND | INVALID_PARAMS))) => Speaks::Not { until: None },
-                // It was too much for it. Its clients have suffered enough.
-                Ok(Err(_)) => Speaks::Not { until: None },
+                // Once, it may just have been restarted. Twice, it was too much for it, and its clients have suffered enough.
+                Ok(Err(_)) if ended_upon_it.swap(true, Ordering::Relaxed) => Speaks::Not { until: None },
+                Ok(Err(_)) => later(),
                 Err(_) => later(),
                 Ok(Ok(Err(_))) => match another {
                     None => Speaks::Not { until: None },

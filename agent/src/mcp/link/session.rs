@@ -8,7 +8,7 @@ use dtma_api::InstanceName;
 use tokio::sync::mpsc;
 
 use super::stdio::StdioDialer;
-use super::{DEPTH, Dial, Link, LinkEnd};
+use super::{Dial, Link, LinkEnd};
 use crate::engine::{ContainerId, Engine};
 use crate::reconcile::{Place, Sessions};
 
@@ -61,7 +61,8 @@ impl Dial for SessionDialer {
 /// The same link, which ends with the place at the latest, and keeps it as long as it lasts.
 fn kept(link: Link, mut place: Place) -> Link {
     let Link { to_server, mut from_server } = link;
-    let (out, kept) = mpsc::channel(DEPTH);
+    // One, on top of those in the link itself: each may have 16 MiB, and an instance many sessions.
+    let (out, kept) = mpsc::channel(1);
     tokio::spawn(async move {
         loop {
             let message = tokio::select! {

@@ -85,9 +85,10 @@ impl Keeping {
             || there.into_iter().any(|session| &session.instance == instance)
     }
 
-    /// When something that failed is tried again.
-    pub(in crate::reconcile) fn due(&self) -> Option<Instant> {
-        self.resting.values().min().copied()
+    /// When something that failed is tried again. What is past is tried with the next pass, and no reason for one: while Docker is away
+    /// nothing is tried at all.
+    pub(in crate::reconcile) fn due(&self, now: Instant) -> Option<Instant> {
+        self.resting.values().filter(|until| **until > now).min().copied()
     }
 
     /// The next job that ends; none when there is none. Cancel-safe.
