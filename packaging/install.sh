@@ -17,6 +17,7 @@ MEMORY=/var/lib/dtma-update
 UNIT=dtma-agent.service
 GUARD=dtma-metadata-guard.service
 ACCOUNT=dtma
+COMMAND=/usr/local/bin/dtma-agent
 UPDATER=(dtma-update.service dtma-update-undo.service dtma-update.path dtma-update.timer)
 FILES=(VERSION dtma-agent "$UNIT" "${UPDATER[@]}" metadata-guard "$GUARD" dtma.conf.example install.sh)
 
@@ -75,7 +76,9 @@ install_release() {
 
     install --directory --owner root --group root --mode 0755 -- "$PREFIX" "$PREFIX/versions" "$MEMORY"
     # Not while the updater has a version on trial.
-    exec {lock}>"$MEMORY/lock"
+    # Whoever may open it may hold it.
+    (umask 077 && : >>"$MEMORY/lock") && chmod 0600 -- "$MEMORY/lock"
+    exec {lock}>>"$MEMORY/lock"
     flock --timeout 30 "$lock" || fail 'an update is under way; see: dtma-agent update --status, and try again'
 
     folder=$PREFIX/versions/$version
@@ -101,22 +104,28 @@ install_release() {
     want dtma-update-undo.service multi-user.target
     want dtma-update.path multi-user.target
     want dtma-update.timer timers.target
+    point "$PREFIX/good/dtma-agent" "$COMMAND"
     point good/install.sh "$PREFIX/install.sh"
     point good/dtma.conf.example "$PREFIX/dtma.conf.example"
     sync -- "$folder" "$PREFIX" "$UNITS"
 
     # systemd reads a unit it has never seen by itself, and reading all of them again is what takes longest here.
-    for file in "$UNIT" "$GUARD" "${UPDATER[@]}"; do
-        read_by_systemd "$file" || { systemctl daemon-reload; break; }
-    done
+    if [[ $before ]]; then
+        systemctl daemon-reload
+    else
+        for file in "$UNIT" "$GUARD" "${UPDATER[@]}"; do
+            read_by_systemd "$file" || { systemctl daemon-reload; break; }
+        done
+    fi
     # Before the agent runs anything that could ask.
     systemctl reload-or-restart "$GUARD" || {
         journalctl --unit "$GUARD" --no-pager --lines 10 --output cat >&2 || true
         fail "$GUARD did not start, so containers would reach the metadata service; the lines above say why"
     }
-    systemctl try-restart "$UNIT"
     systemctl start dtma-update.path dtma-update.timer ||
         fail 'the agent is installed, but could not be updated: its updater does not start (journalctl --unit dtma-update.path)'
+    systemctl try-restart "$UNIT" ||
+        fail "version $version is installed, but does not start: journalctl --unit $UNIT says why"
     say "version $version is installed"
     [[ -e $CONF ]] || say "next: write $CONF (see $PREFIX/dtma.conf.example), then systemctl start $UNIT"
 }
@@ -131,14 +140,14 @@ uninstall() {
         systemctl daemon-reload
         systemctl reset-failed "$unit" 2>/dev/null || true
     done
-    rm --recursive --force -- "$PREFIX"
+    rm --recursive --force -- "$PREFIX" "$COMMAND"
     if [[ $1 == purge ]]; then
         # Secrets, too: what is in memory would stay until the next boot, and belong to whoever gets the user's number.
         rm --recursive --force -- "$CONF" "$STATE" "$MEMORY" /run/dtma
         if getent passwd "$ACCOUNT" >/dev/null; then userdel "$ACCOUNT"; fi
         say 'removed, with settings, identity and ledger'
     else
-        say "removed; $CONF and $STATE stay (--purge removes them)"
+        say "removed; $CONF, $STATE and $MEMORY stay (--purge removes them)"
     fi
     say 'containers the agent has started keep running'
 }

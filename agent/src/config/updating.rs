@@ -60,8 +60,8 @@ impl Reader {
             None => self.url("AGENTOPIA_API_BASE_URL").map(|base| format!("{base}/releases")),
         };
         let channels = [("stable", Channel::Stable), ("canary", Channel::Canary)];
-        let ready = self.number("DTMA_UPDATE_READY_SECONDS", 5..=600).map(Duration::from_secs);
-        let soak = self.number("DTMA_UPDATE_SOAK_SECONDS", 5..=3600).map(Duration::from_secs);
+        let ready = self.number("DTMA_UPDATE_READY_SECONDS", 5..=120).map(Duration::from_secs);
+        let soak = self.number("DTMA_UPDATE_SOAK_SECONDS", 5..=600).map(Duration::from_secs);
         Updating {
             releases_url,
             channel: self.word("DTMA_UPDATE_CHANNEL", &channels, default.channel),

@@ -147,6 +147,10 @@ fn due(desired: &Version, running: &str, state: &UpdateState, now: Timestamp) ->
     }
     let Some(last) = state.last.as_ref().filter(|last| last.to_version.as_deref() == Some(&text)) else { return true };
     let age = now.duration_since(last.at);
+    // The clock was set back.
+    if age.is_negative() {
+        return true;
+    }
     match last.outcome {
         UpdateOutcome::Failed => age >= AGAIN,
         UpdateOutcome::Refused => age >= AGAIN_REFUSED,

@@ -15,7 +15,7 @@ use super::memory::Memory;
 use super::places::{Places, remove_if_there};
 use super::request;
 use super::source::{HttpSource, Wanted};
-use crate::config::{Settings, Updating, file_of_the_unit};
+use crate::config::{Settings, SettingsError, Updating, file_of_the_unit};
 use crate::store::durable;
 
 /// The public keys this build trusts, as `cargo xtask release` compiles them in. A build without them takes no release.
@@ -37,7 +37,7 @@ Usage: dtma-agent update --check [VERSION]            is there a newer release? 
        dtma-agent update --rollback                   go back to the version before
        dtma-agent update --status                     what the updater does and remembers, as JSON
 
-Ends with 0 when what was asked for is so, with 1 when it isn't, with 75 when another update is under way.
+Ends with 0 when what was asked for is so, else with 1.
 The units use --run (whatever was asked for) and --undo (a trial nobody judges any more).";
 
 /// `sysexits.h`: try again later.
@@ -130,8 +130,8 @@ fn with_course<T>(places: &Places, updating: &Updating, work: impl FnOnce(&Cours
 }
 
 /// The settings that concern updates, from the unit's environment, or for a person at a shell from the file that the unit reads.
-fn settings() -> Result<Updating, Failed> {
-    Ok(Settings::updating_of(file_of_the_unit().chain(std::env::vars_os()))?)
+fn settings() -> Result<Updating, SettingsError> {
+    Settings::updating_of(file_of_the_unit().chain(std::env::vars_os()))
 }
 
 fn check(places: &Places, version: Option<Version>) -> Result<ExitCode, Failed> {
@@ -210,43 +210,44 @@ fn sentence(result: &UpdateResult) -> String {
     }
 }
 
-/// Everything that was asked for, one after the other.
+/// What was asked for. One thing each time, so that it has all the time there is; the path unit starts another run for what is left.
 fn run(places: &Places) -> Result<ExitCode, Failed> {
     log();
     let Some(_lock) = wait_for_lock(places)? else {
         eprintln!("another update is under way");
         return Ok(ExitCode::from(BUSY));
     };
+    // First of all: as long as a request lies there this is started again and again, whatever becomes of it.
+    let order = take(places);
     // A wrong setting must not keep a trial from being undone.
-    let updating = settings();
-    let patience = updating.as_ref().map_or_else(|_| Updating::default(), Clone::clone);
-    let done: Result<(), CourseError> = with_course(places, &patience, |course| {
+    let settings = settings();
+    let updating = settings.as_ref().map_or_else(|_| Updating::default(), Clone::clone);
+    let done: Result<(), CourseError> = with_course(places, &updating, |course| {
         course.recover()?;
-        let mut asked = false;
-        while let Some(order) = take(places)? {
-            asked = true;
-            carry_out(course, &order)?;
-        }
-        if !asked && patience.automatic {
-            carry_out(course, &Order::Apply { version: None, again: false })?;
-        }
+        let ended = match (order?, &settings) {
+            (Some(_), Err(error)) => course.fail("settings", error)?,
+            (Some(order), Ok(_)) => carry_out(course, &order)?,
+            (None, Ok(updating)) if updating.automatic => {
+                carry_out(course, &Order::Apply { version: None, again: false })?
+            }
+            (None, _) => return Ok(()),
+        };
+        tracing::info!("{}", sentence(&ended));
         Ok(())
     })?;
     done?;
-    updating?;
+    settings?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn carry_out(course: &Course<'_>, order: &Order) -> Result<(), CourseError> {
-    let ended = match order {
+fn carry_out(course: &Course<'_>, order: &Order) -> Result<UpdateResult, CourseError> {
+    match order {
         Order::Apply { version, again } => {
             let wanted = version.clone().map_or(Wanted::Newest(course.channel), Wanted::Version);
-            course.apply(&wanted, *again)?
+            course.apply(&wanted, *again)
         }
-        Order::RollBack => course.roll_back()?,
-    };
-    tracing::info!("{}", sentence(&ended));
-    Ok(())
+        Order::RollBack => course.roll_back(),
+    }
 }
 
 /// The next thing to do: a person's order first, then the agent's request. Whatever it is, it is gone from where it lay.
@@ -276,9 +277,9 @@ fn take(places: &Places) -> io::Result<Option<Order>> {
 fn undo(places: &Places) -> Result<ExitCode, Failed> {
     log();
     let Some(_lock) = wait_for_lock(places)? else {
-        // Whoever has it judges, or undoes it when it ends.
-        tracing::info!("an updater is at work");
-        return Ok(ExitCode::SUCCESS);
+        // Whoever has it may judge, or may be an installer that fails: it is looked at again when it has ended.
+        eprintln!("an updater or installer is at work");
+        return Ok(ExitCode::from(BUSY));
     };
     match with_course(places, &Updating::default(), |course| course.recover())? {
         Ok(None) => {}

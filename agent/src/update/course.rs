@@ -15,7 +15,7 @@ use std::time::Duration;
 use dtma_api::update::{UpdateOutcome, UpdatePhase, UpdateResult};
 use dtma_release::{Channel, Envelope, KeysError, Manifest, PublicKeys, Refusal, Standing, Version};
 
-use super::gate::{Baseline, Gate, Look, Patience, Shortcoming, Verdict};
+use super::gate::{Baseline, Gate, INTERRUPTED, Look, Patience, Shortcoming, Verdict};
 use super::host::{Host, HostError};
 use super::memory::{Memory, Trial, result};
 use super::places::{Link, Places, remove_if_there};
@@ -93,32 +93,36 @@ impl Course<'_> {
     /// Ends whatever another run has left half done. Answers what it did, where that was an undoing.
     pub(super) fn recover(&self) -> Result<Option<UpdateResult>, CourseError> {
         let good = self.good()?;
-        let mut memory = Memory::load(self.places, &good)?;
         let current = self.places.read(Link::Current)?;
+        let memory = Memory::load(self.places, &good);
         if current.as_ref() != Some(&good) {
+            tracing::error!(?current, %good, "a trial was left without a judge; it is undone");
+            // Whatever the disk says of the memory.
+            let mut memory = match memory {
+                Ok(memory) => memory,
+                Err(error) => {
+                    self.put_back(&good)?;
+                    return Err(error.into());
+                }
+            };
             let version = current.or_else(|| memory.trial.as_ref().map(|trial| trial.version.clone()));
-            tracing::error!(?version, %good, "a trial was left without a judge; it is undone");
             let ended = match memory.verdict_being_carried_out() {
                 Some(ended) => ended,
                 None => {
                     let why = "its trial was interrupted: the updater ended or the droplet went down";
-                    result(
-                        UpdateOutcome::Reverted,
-                        &good,
-                        version.as_ref(),
-                        Some(("interrupted", why)),
-                        self.host.now(),
-                    )
+                    result(UpdateOutcome::Reverted, &good, version.as_ref(), Some((INTERRUPTED, why)), self.host.now())
                 }
             };
             self.revert(&mut memory, &good, ended.clone())?;
             self.close(&mut memory)?;
             return Ok(Some(ended));
         }
+        let mut memory = memory?;
         match memory.trial.clone() {
             Some(trial) if trial.version == good => {
                 tracing::info!(version = %good, "the books of an update that was kept are finished");
                 self.book(&mut memory, &trial)?;
+                self.settle_in();
             }
             Some(trial) => {
                 tracing::warn!(version = %trial.version, %good, "the undoing of a trial is finished");
@@ -159,7 +163,7 @@ impl Course<'_> {
                 ended
             }
         };
-        self.places.tidy()?;
+        self.tidy();
         Ok(ended)
     }
 
@@ -181,8 +185,23 @@ impl Course<'_> {
                 ended
             }
         };
-        self.places.tidy()?;
+        self.tidy();
         Ok(ended)
+    }
+
+    /// What was asked for can't even be begun, for want of settings. Remembered as any other end.
+    pub(super) fn fail(&self, code: &str, why: &dyn std::error::Error) -> Result<UpdateResult, CourseError> {
+        let good = self.good()?;
+        let mut memory = Memory::load(self.places, &good)?;
+        let ended = result(UpdateOutcome::Failed, &good, None, Some((code, &chain(why))), self.host.now());
+        memory.ended(ended.clone());
+        memory.save(self.places)?;
+        Ok(ended)
+    }
+
+    /// What is left over costs room and nothing else.
+    fn tidy(&self) {
+        self.places.tidy().unwrap_or_else(|error| tracing::warn!(%error, "versions nobody needs could not be removed"));
     }
 
     /// Fetches and checks; nothing in use changes. `Err` in the inner result: there is nothing to try.
@@ -354,31 +373,65 @@ impl Course<'_> {
             None => {
                 tracing::info!(version = %trial.version, "it has proved itself");
                 self.places.point(Link::Good, &trial.version)?;
-                let ended = self.book(memory, &trial)?;
-                for done in [self.host.reload(), self.host.renew_guard()] {
-                    done.unwrap_or_else(|error| {
-                        tracing::warn!(error = chain(&error), "the update is kept all the same")
-                    });
+                self.settle_in();
+                match self.host.missing_units() {
+                    Ok(missing) if missing.is_empty() => self.book(memory, &trial),
+                    // A version without an updater would be the last one.
+                    missing => {
+                        self.places.point(Link::Good, &trial.from)?;
+                        let what = match missing {
+                            Ok(units) => format!("systemd can't load its {}", units.join(", ")),
+                            Err(error) => chain(&error),
+                        };
+                        self.give_up(memory, &trial, Shortcoming { code: "bad_units", what })
+                    }
                 }
-                Ok(ended)
             }
             Some(mut shortcoming) => {
                 let last_words = self.host.last_words();
                 if !last_words.is_empty() {
                     shortcoming.what = format!("{}; the agent's last lines: {last_words}", shortcoming.what);
                 }
-                tracing::error!(version = %trial.version, code = shortcoming.code, what = shortcoming.what, "it has not proved itself");
-                let (now, why) = (self.host.now(), (shortcoming.code, shortcoming.what.as_str()));
-                let ended = result(UpdateOutcome::Reverted, &trial.from, Some(&trial.version), Some(why), now);
-                // Going back by hand to what then doesn't work is nobody's release.
-                if !trial.rollback {
-                    memory.blame(&trial.version, trial.sha256, why.0, why.1, now);
-                }
-                self.revert(memory, &trial.from, ended.clone())?;
-                self.wait_for_return();
-                self.close(memory)?;
-                Ok(ended)
+                self.give_up(memory, &trial, shortcoming)
             }
+        }
+    }
+
+    /// Undoes a trial whose version hasn't proved itself.
+    fn give_up(&self, memory: &mut Memory, trial: &Trial, why: Shortcoming) -> Result<UpdateResult, CourseError> {
+        let Shortcoming { code, what } = why;
+        tracing::error!(version = %trial.version, code, what, "it has not proved itself");
+        let now = self.host.now();
+        let ended = |code: &str, what: &str| {
+            result(UpdateOutcome::Reverted, &trial.from, Some(&trial.version), Some((code, what)), now)
+        };
+        // What a version couldn't do for others' sake the one before can't do now, either.
+        let circumstance = matches!(code, "no_docker" | "no_heartbeat");
+        // Going back by hand to what then doesn't work is nobody's release.
+        let blamed = code != INTERRUPTED && !trial.rollback;
+        if blamed && !circumstance {
+            memory.blame(&trial.version, trial.sha256, code, &what, now);
+        }
+        self.revert(memory, &trial.from, ended(code, &what))?;
+        let can = self.wait_for_return(code);
+        let ended = if circumstance && !can {
+            let what = format!("{what}; but nor can the version before, now");
+            ended(INTERRUPTED, &what)
+        } else {
+            if blamed && circumstance {
+                memory.blame(&trial.version, trial.sha256, code, &what, now);
+            }
+            ended(code, &what)
+        };
+        memory.shown.last = Some(ended.clone());
+        self.close(memory)?;
+        Ok(ended)
+    }
+
+    /// systemd takes over what comes with the good version besides the agent.
+    fn settle_in(&self) {
+        for done in [self.host.reload(), self.host.renew_guard()] {
+            done.unwrap_or_else(|error| tracing::warn!(error = chain(&error), "the update is kept all the same"));
         }
     }
 
@@ -391,7 +444,7 @@ impl Course<'_> {
                     gate.hear(Vitals::read(&self.places.last_word_file()));
                     let vitals = self.vitals();
                     let serving = vitals.as_ref().is_some_and(|vitals| self.host.serving(vitals.port));
-                    let look = Look { unit, vitals, serving, now: self.host.now() };
+                    let look = Look { unit, vitals, serving };
                     match gate.judge(self.host.elapsed().saturating_sub(began), &look) {
                         Verdict::Wait => {}
                         Verdict::Passed => return None,
@@ -419,6 +472,8 @@ impl Course<'_> {
         if let Some(digest) = trial.sha256 {
             memory.unjudged.remove(&digest.to_string());
         }
+        let kept = trial.version.to_string();
+        memory.shown.failed_versions.retain(|failed| failed.version != kept);
         memory.trial = None;
         memory.shown.previous_version = Some(trial.from.to_string());
         memory.ended(ended.clone());
@@ -432,7 +487,13 @@ impl Course<'_> {
         let tried = ended.to_version.as_deref().and_then(|version| Version::parse(version).ok());
         memory.enter(UpdatePhase::Reverting, tried.as_ref(), ended.at);
         memory.shown.last = Some(ended);
-        memory.save(self.places)?;
+        // On a full disk a link can still be changed, and that is what counts.
+        let saved = memory.save(self.places);
+        self.put_back(good)?;
+        Ok(saved?)
+    }
+
+    fn put_back(&self, good: &Version) -> Result<(), CourseError> {
         self.places.point(Link::Current, good)?;
         self.reload_and_restart();
         Ok(())
@@ -445,17 +506,25 @@ impl Course<'_> {
         self.host.restart().unwrap_or_else(report);
     }
 
-    /// Until the version that came back serves, for a while.
-    fn wait_for_return(&self) {
+    /// Until the version that came back serves, and does what the other one was wanting in; for a while. Whether it does.
+    fn wait_for_return(&self, code: &str) -> bool {
         let deadline = self.host.elapsed() + RETURN;
         while self.host.elapsed() < deadline {
-            let serves = |vitals: &Vitals| self.host.serving(vitals.port);
-            if self.host.unit().is_ok_and(|unit| unit.active) && self.vitals().as_ref().is_some_and(serves) {
-                return;
+            let unit = self.host.unit().unwrap_or_default();
+            let does = |vitals: &Vitals| match code {
+                "no_docker" => vitals.docker_reachable,
+                "no_heartbeat" => vitals.heartbeats_taken > 0,
+                _ => true,
+            };
+            let serves =
+                |vitals: &Vitals| vitals.pid == unit.main_pid && self.host.serving(vitals.port) && does(vitals);
+            if unit.active && self.vitals().as_ref().is_some_and(serves) {
+                return true;
             }
             self.host.pause(LOOK_EVERY);
         }
-        tracing::error!("THE VERSION THAT CAME BACK DOES NOT SERVE YET; systemd goes on starting it");
+        tracing::error!("THE VERSION THAT CAME BACK IS NOT WELL YET; systemd goes on starting it");
+        false
     }
 
     /// Nothing is under way any more.
@@ -489,6 +558,11 @@ pub(super) enum CheckError {
 fn fetch_code(error: &FetchError) -> &'static str {
     match error {
         FetchError::Nowhere => "no_releases_url",
+        FetchError::Fetch { source: self_update::Error::Io(error), .. }
+            if error.kind() == io::ErrorKind::StorageFull =>
+        {
+            "no_space"
+        }
         FetchError::Fetch { .. } => "not_fetched",
         FetchError::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => "no_space",
         FetchError::Write { .. } => "disk",

@@ -15,7 +15,7 @@ pub(super) struct Patience {
     pub ready: Duration,
     /// How long it must have been well from then on.
     pub soak: Duration,
-    /// For what comes and goes by itself (Docker restarts, a heartbeat lost), once the soak is over.
+    /// How long something may then be missing that comes and goes by itself: Docker restarts.
     pub grace: Duration,
     /// Vitals that are older are no sign of life.
     pub stale: Duration,
@@ -79,9 +79,10 @@ pub(super) struct Look {
     pub vitals: Option<Vitals>,
     /// Whether its port answers.
     pub serving: bool,
-    /// The clock `vitals` goes by.
-    pub now: Timestamp,
 }
+
+/// The word for a trial that came to no end: nobody's fault until it has happened a few times.
+pub(super) const INTERRUPTED: &str = "interrupted";
 
 /// Why a version hasn't proved itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,18 +113,39 @@ pub(super) struct Gate {
     /// The old agent's process, which may still be ending.
     before: u32,
     pid: Option<u32>,
+    /// systemd's count when it was lowest: it isn't always begun anew with a restart.
+    restarts: Option<u32>,
+    /// What the process on trial wrote last, and when that was first seen. By no clock that can be set.
+    written: Option<(Timestamp, Duration)>,
     well_since: Option<Duration>,
+    /// Since when something is missing that was there before.
+    ill_since: Option<Duration>,
+    /// The process on trial ended in order: somebody wanted it to.
+    was_ended: bool,
 }
 
 impl Gate {
     /// A judge of `version`; `before` is the process it takes over from.
     pub(super) fn new(version: &Version, baseline: Baseline, before: u32, patience: Patience) -> Self {
-        Self { version: version.to_string(), baseline, patience, before, pid: None, well_since: None }
+        Self {
+            version: version.to_string(),
+            baseline,
+            patience,
+            before,
+            pid: None,
+            restarts: None,
+            written: None,
+            well_since: None,
+            ill_since: None,
+            was_ended: false,
+        }
     }
 
-    /// The old agent's last word: what callers have asked of it up to its end.
+    /// An agent's last word: the old one's says what callers have asked of it up to its end, the new one's that somebody ended it.
     pub(super) fn hear(&mut self, last_word: Option<Vitals>) {
-        if let Some(vitals) = last_word.filter(|vitals| vitals.complete && vitals.pid == self.before) {
+        let Some(vitals) = last_word else { return };
+        self.was_ended |= self.pid == Some(vitals.pid);
+        if vitals.complete && vitals.pid == self.before {
             self.baseline.instances = Some(vitals.instances);
         }
     }
@@ -133,7 +155,7 @@ impl Gate {
         if let Some(shortcoming) = self.has_ended(&look.unit).or_else(|| self.has_lost_tools(look)) {
             return Verdict::Failed(shortcoming);
         }
-        let missing = self.missing(look);
+        let missing = self.missing(elapsed, look);
         let Some(well_since) = self.well_since else {
             return match missing {
                 None => {
@@ -144,15 +166,14 @@ impl Gate {
                 Some(_) => Verdict::Wait,
             };
         };
-        let soaked = well_since + self.patience.soak;
-        match missing {
-            // It hangs, and systemd's watchdog would take longer to say so.
-            Some(silent) if silent.code == "silent" => Verdict::Failed(silent),
-            _ if elapsed < soaked => Verdict::Wait,
-            None => Verdict::Passed,
-            Some(missing) if elapsed >= soaked + self.patience.grace => Verdict::Failed(missing),
-            Some(_) => Verdict::Wait,
-        }
+        let Some(missing) = missing else {
+            self.ill_since = None;
+            return if elapsed < well_since + self.patience.soak { Verdict::Wait } else { Verdict::Passed };
+        };
+        let ill_since = *self.ill_since.get_or_insert(elapsed);
+        // One that hangs has had its time; systemd's watchdog would take longer to say so.
+        let grace = if missing.code == "silent" { Duration::ZERO } else { self.patience.grace };
+        if elapsed >= ill_since + grace { Verdict::Failed(missing) } else { Verdict::Wait }
     }
 
     fn has_ended(&mut self, unit: &Unit) -> Option<Shortcoming> {
@@ -160,30 +181,29 @@ impl Gate {
         if unit.main_pid == self.before && unit.main_pid != 0 {
             return None;
         }
-        if unit.failed {
-            return crashed("it does not start".to_owned());
+        if self.was_ended {
+            return Some(Shortcoming { code: INTERRUPTED, what: "somebody ended it while it was on trial".to_owned() });
         }
-        if unit.restarts > 0 {
+        let lowest = self.restarts.map_or(unit.restarts, |lowest| lowest.min(unit.restarts));
+        self.restarts = Some(lowest);
+        if unit.restarts > lowest {
             return crashed("it ended by itself and had to be started again".to_owned());
         }
         match (self.pid, unit.main_pid) {
+            // Whether it starts at all is seen when its time is up: until then what systemd says may be of the one before.
             (None, 0) => None,
             (None, pid) => {
                 self.pid = Some(pid);
                 None
             }
+            (Some(_), _) if unit.failed => crashed("it ended, and isn't started again".to_owned()),
             (Some(first), now) if first == now => None,
             (Some(_), _) => crashed("its process ended".to_owned()),
         }
     }
 
-    /// What it says of itself, if it is this very process that says it.
-    fn own_words<'a>(&self, look: &'a Look) -> Option<&'a Vitals> {
-        look.vitals.as_ref().filter(|vitals| Some(vitals.pid) == self.pid && vitals.pid != 0)
-    }
-
     fn has_lost_tools(&self, look: &Look) -> Option<Shortcoming> {
-        let found = self.own_words(look)?.found.as_ref()?;
+        let found = own_words(self.pid, look)?.found.as_ref()?;
         let before = self.baseline.instances.as_ref()?;
         let lost: Vec<_> = before.difference(found).map(String::as_str).collect();
         (!lost.is_empty())
@@ -191,15 +211,18 @@ impl Gate {
     }
 
     /// The first thing asked of it that it doesn't show now.
-    fn missing(&self, look: &Look) -> Option<Shortcoming> {
+    fn missing(&mut self, elapsed: Duration, look: &Look) -> Option<Shortcoming> {
         let lacks = |code, what: String| Some(Shortcoming { code, what });
         if !look.unit.active {
             return lacks("not_ready", "it has not said that it is ready".to_owned());
         }
-        let Some(vitals) = self.own_words(look) else {
+        let Some(vitals) = own_words(self.pid, look) else {
             return lacks("silent", "it gives no sign of life".to_owned());
         };
-        let age = Duration::try_from(look.now.duration_since(vitals.written_at)).unwrap_or_default();
+        let written = self.written.filter(|(written_at, _)| *written_at == vitals.written_at);
+        let (written_at, seen_at) = written.unwrap_or((vitals.written_at, elapsed));
+        self.written = Some((written_at, seen_at));
+        let age = elapsed.saturating_sub(seen_at);
         if age > self.patience.stale {
             return lacks("silent", format!("its last sign of life is {} s old", age.as_secs()));
         }
@@ -223,4 +246,9 @@ impl Gate {
         }
         None
     }
+}
+
+/// What it says of itself, if it is this very process that says it.
+fn own_words(pid: Option<u32>, look: &Look) -> Option<&Vitals> {
+    look.vitals.as_ref().filter(|vitals| Some(vitals.pid) == pid && vitals.pid != 0)
 }

@@ -13,9 +13,12 @@ use super::gate::Unit;
 const AGENT: &str = "dtma-agent.service";
 const GUARD: &str = "dtma-metadata-guard.service";
 /// The account a program is tried as before it is trusted with anything.
-const ACCOUNT: &str = "dtma";
+const ACCOUNT: &str = "nobody";
+/// What a version brings besides the agent, and isn't on trial.
+const OTHERS: [&str; 5] =
+    ["dtma-update.service", "dtma-update-undo.service", "dtma-update.path", "dtma-update.timer", GUARD];
 /// A program says its version at once.
-const INTRODUCTION: Duration = Duration::from_secs(10);
+const INTRODUCTION: Duration = if cfg!(test) { Duration::from_secs(2) } else { Duration::from_secs(10) };
 /// Its port answers at once, too.
 const HEALTH: Duration = Duration::from_secs(2);
 /// Of the new version's last words, as many bytes are worth keeping.
@@ -49,6 +52,8 @@ pub(super) trait Host {
     fn reload(&self) -> Result<(), HostError>;
     /// Has the agent started anew; doesn't wait for it.
     fn restart(&self) -> Result<(), HostError>;
+    /// Which of the units beside the agent's systemd can't load.
+    fn missing_units(&self) -> Result<Vec<String>, HostError>;
     /// The metadata guard does its work again, by the script that is good now.
     fn renew_guard(&self) -> Result<(), HostError>;
     /// Whether the agent's port answers.
@@ -128,6 +133,16 @@ impl Host for Systemd {
         run("systemctl", &["--no-block", "restart", AGENT]).map(drop)
     }
 
+    fn missing_units(&self) -> Result<Vec<String>, HostError> {
+        let mut missing = Vec::new();
+        for unit in OTHERS {
+            if run("systemctl", &["show", "--property=LoadState", unit])?.trim() != "LoadState=loaded" {
+                missing.push(unit.to_owned());
+            }
+        }
+        Ok(missing)
+    }
+
     fn renew_guard(&self) -> Result<(), HostError> {
         run("systemctl", &["--no-block", "try-reload-or-restart", GUARD]).map(drop)
     }
@@ -203,10 +218,13 @@ fn introduce(program: &Path, account: Option<(u32, u32)>) -> Result<String, Unru
     }
     let mut child = command.spawn().map_err(|error| broken(&error))?;
     let output = child.stdout.take();
-    let reader = std::thread::spawn(move || {
+    let (sender, said) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
         let mut said = Vec::new();
         // What follows isn't read, and its writer ends by that.
-        output.map(|output| output.take(1024).read_to_end(&mut said)).transpose().map(|_| said)
+        let read = output.map(|output| output.take(1024).read_to_end(&mut said)).transpose().map(|_| said);
+        // Nobody listens any more when that took too long.
+        let _ = sender.send(read);
     });
     let deadline = Instant::now() + INTRODUCTION;
     let status = loop {
@@ -226,7 +244,9 @@ fn introduce(program: &Path, account: Option<(u32, u32)>) -> Result<String, Unru
     if !status.success() {
         return Err(Unrunnable::Broken(format!("asked for its version it ended with {status}")));
     }
-    let said = reader.join().map_err(|_| broken(&"its output could not be read"))?;
+    // Somebody it has started may hold its output open.
+    let left = deadline.saturating_duration_since(Instant::now());
+    let said = said.recv_timeout(left).map_err(|_| broken(&"its output did not end"))?;
     Ok(String::from_utf8_lossy(&said.map_err(|error| broken(&error))?).into_owned())
 }
 
@@ -269,6 +289,8 @@ mod tests {
         assert!(introduce(&path, None).unwrap_err().to_string().contains("exit status: 3"));
         let (_folder, path) = script("#!/bin/sh\nexec yes");
         assert!(introduce(&path, None).is_err());
+        let (_folder, path) = script("#!/bin/sh\nsleep 1000 &\necho \"dtma-agent 1.2.3\"; exit 0");
+        assert!(introduce(&path, None).unwrap_err().to_string().contains("did not end"));
         let (_folder, path) = script("not a program at all");
         assert!(introduce(&path, None).is_err());
     }

@@ -68,7 +68,7 @@ impl Memory {
 
     /// Writes it; on return it is on the disk.
     pub(super) fn save(&self, places: &Places) -> io::Result<()> {
-        places.change()?;
+        places.write()?;
         let bytes = serde_json::to_vec_pretty(self).map_err(io::Error::other)?;
         durable::replace_with_mode(&places.memory_file(), &bytes, 0o644)
     }

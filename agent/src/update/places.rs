@@ -1,8 +1,8 @@
 //! Where versions and the updater's memory lie, and the few changes that are made there, each of which happens or doesn't.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
 
 use dtma_release::Version;
@@ -40,13 +40,18 @@ impl Default for Places {
 /// Blows once after a number of changes.
 #[cfg(test)]
 #[derive(Debug, Clone, Default)]
-pub(super) struct Fuse(std::rc::Rc<std::cell::Cell<Option<usize>>>);
+pub(super) struct Fuse(std::rc::Rc<std::cell::Cell<Option<usize>>>, std::rc::Rc<std::cell::Cell<bool>>);
 
 #[cfg(test)]
 impl Fuse {
     /// So many changes happen, and then no more.
     pub(super) fn set(&self, changes: Option<usize>) {
         self.0.set(changes);
+    }
+
+    /// No file can be written any more; links can.
+    pub(super) fn fill_disk(&self, full: bool) {
+        self.1.set(full);
     }
 
     fn burn(&self) -> io::Result<()> {
@@ -94,6 +99,8 @@ impl Places {
         DirBuilder::new().recursive(true).mode(0o755).create(&self.memory)?;
         let path = self.memory.join("lock");
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        // Whoever may open it may hold it.
+        file.set_permissions(Permissions::from_mode(0o600))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Lock { _file: file })),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
@@ -175,10 +182,10 @@ impl Places {
     /// Removes the versions that no link names, and whatever was staged.
     pub(super) fn tidy(&self) -> io::Result<()> {
         self.change()?;
-        let used: Vec<_> = [Link::Current, Link::Good, Link::Previous]
-            .into_iter()
-            .filter_map(|link| self.read(link).ok().flatten())
-            .collect();
+        let mut used = Vec::new();
+        for link in [Link::Current, Link::Good, Link::Previous] {
+            used.extend(self.read(link)?);
+        }
         for entry in std::fs::read_dir(self.prefix.join("versions"))? {
             let entry = entry?;
             let version = entry.file_name().to_str().and_then(|name| Version::parse(name).ok());
@@ -197,6 +204,16 @@ impl Places {
         }
         DirBuilder::new().mode(0o755).recursive(true).create(&staging)?;
         Ok(staging)
+    }
+
+    /// Called before a file is written.
+    #[cfg_attr(not(test), allow(clippy::unused_self, clippy::unnecessary_wraps))]
+    pub(super) fn write(&self) -> io::Result<()> {
+        #[cfg(test)]
+        if self.fuse.1.get() {
+            return Err(io::Error::from(io::ErrorKind::StorageFull));
+        }
+        self.change()
     }
 
     /// Called before every change that has to survive.

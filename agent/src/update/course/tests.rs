@@ -27,6 +27,9 @@ struct Conduct {
     without_docker: bool,
     without_heartbeats: bool,
     forgets: bool,
+    fills_disk: bool,
+    is_ended_after: Option<u64>,
+    without_units: bool,
 }
 
 /// A droplet on which systemd starts what `current` leads to.
@@ -39,6 +42,10 @@ struct Droplet {
     /// What the unit's file was read from.
     loaded: RefCell<Option<Version>>,
     starts: RefCell<Vec<Version>>,
+    /// systemd doesn't begin to count anew with a restart.
+    counts_on: bool,
+    /// From the first restart on.
+    docker_goes: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -81,6 +88,8 @@ impl Droplet {
             conduct: BTreeMap::new(),
             loaded: RefCell::new(Some(good)),
             starts: RefCell::default(),
+            counts_on: false,
+            docker_goes: false,
         };
         droplet.live();
         droplet
@@ -108,19 +117,27 @@ impl Droplet {
             agent.pid += 1;
             agent.since = *self.clock.borrow();
         }
+        if conduct.is_ended_after.is_some_and(|after| self.age() >= after) {
+            let last_word = Vitals { pid: self.agent.borrow().pid, ..Vitals::default() };
+            last_word.write_last(&self.places).unwrap();
+            let mut agent = self.agent.borrow_mut();
+            agent.pid += 1;
+            agent.since = *self.clock.borrow();
+        }
         let agent = self.agent.borrow().clone();
         let (age, hangs) = (self.age(), conduct.hangs_after.unwrap_or(u64::MAX));
         let ready = !conduct.never_ready && age >= 1;
         if ready {
             let names = BTreeSet::from(["one".to_owned(), "two".to_owned()]);
             let found = if conduct.forgets { BTreeSet::from(["one".to_owned()]) } else { names.clone() };
-            let written_at = self.now() - SignedDuration::from_secs(i64::try_from(age.saturating_sub(hangs)).unwrap());
+            let until = agent.since.saturating_add(Duration::from_secs(hangs)).min(*self.clock.borrow());
+            let written_at = BEGAN.parse::<Timestamp>().unwrap() + SignedDuration::try_from(until).unwrap();
             let vitals = Vitals {
                 pid: agent.pid,
                 version: agent.version.to_string(),
                 written_at,
                 port: 30_000,
-                docker_reachable: !conduct.without_docker,
+                docker_reachable: !(conduct.without_docker || self.docker_goes && !self.starts.borrow().is_empty()),
                 reports: true,
                 heartbeats_taken: u64::from(!conduct.without_heartbeats),
                 heartbeats_failing: 0,
@@ -169,8 +186,15 @@ impl Host for Droplet {
         self.starts.borrow_mut().push(started.clone());
         let pid = self.agent.borrow().pid + 100;
         let since = *self.clock.borrow();
-        *self.agent.borrow_mut() = Agent { version: started, pid, since, restarts: 0 };
+        let restarts = if self.counts_on { self.agent.borrow().restarts } else { 0 };
+        self.places.fuse.fill_disk(self.conduct(&started).fills_disk);
+        *self.agent.borrow_mut() = Agent { version: started, pid, since, restarts };
         Ok(())
+    }
+
+    fn missing_units(&self) -> Result<Vec<String>, HostError> {
+        let good = self.places.read(Link::Good).unwrap().unwrap();
+        Ok(self.conduct(&good).without_units.then(|| "dtma-update.path".to_owned()).into_iter().collect())
     }
 
     fn renew_guard(&self) -> Result<(), HostError> {
@@ -464,6 +488,53 @@ fn a_version_that_does_not_prove_itself_goes_within_two_minutes_and_does_not_com
         assert_eq!(code(&apply(&droplet, &Offer::new("1.1.0"))), (UpdateOutcome::Refused, "failed_before"), "{what}");
         assert_eq!(droplet.starts.borrow().len(), starts, "it was not started again");
         assert_eq!(apply(&droplet, &Offer::new("1.1.1")).outcome, UpdateOutcome::Updated, "{what}");
+    }
+}
+
+#[test]
+fn a_version_that_fills_the_disk_is_taken_back_although_nothing_can_be_written_down() {
+    let conduct = Conduct { never_ready: true, fills_disk: true, ..Conduct::default() };
+    let droplet = Droplet::new().with("1.1.0", conduct);
+    let offer = Offer::new("1.1.0");
+    with(&droplet, &offer, |course| course.apply(&Wanted::Newest(Channel::Stable), false)).unwrap_err();
+    assert_eq!(droplet.links(), ("1.0.0".to_owned(), "1.0.0".to_owned()));
+    assert_eq!(droplet.agent.borrow().version, version("1.0.0"), "what is good runs");
+    // With what filled it gone, there is room again.
+    with(&droplet, &offer, |course| course.recover()).unwrap();
+    droplet.assert_settled("1.0.0");
+}
+
+#[test]
+fn an_agent_that_was_started_again_often_can_be_updated() {
+    let mut droplet = Droplet::new();
+    droplet.counts_on = true;
+    droplet.agent.borrow_mut().restarts = 5;
+    assert_eq!(apply(&droplet, &Offer::new("1.1.0")).outcome, UpdateOutcome::Updated);
+    let mut droplet = Droplet::new().with("1.1.0", Conduct { ends_after: Some(3), ..Conduct::default() });
+    droplet.counts_on = true;
+    droplet.agent.borrow_mut().restarts = 5;
+    assert_eq!(code(&apply(&droplet, &Offer::new("1.1.0"))), (UpdateOutcome::Reverted, "crashed"));
+}
+
+#[test]
+fn a_version_whose_updater_systemd_cannot_load_is_not_kept() {
+    let droplet = Droplet::new().with("1.1.0", Conduct { without_units: true, ..Conduct::default() });
+    let ended = apply(&droplet, &Offer::new("1.1.0"));
+    assert_eq!(code(&ended), (UpdateOutcome::Reverted, "bad_units"));
+    assert!(ended.reason.unwrap().contains("dtma-update.path"));
+    droplet.assert_settled("1.0.0");
+}
+
+#[test]
+fn what_is_nobodys_fault_is_not_held_against_a_version() {
+    let ended = Droplet::new().with("1.1.0", Conduct { is_ended_after: Some(20), ..Conduct::default() });
+    let mut dockerless = Droplet::new();
+    dockerless.docker_goes = true;
+    for droplet in [ended, dockerless] {
+        assert_eq!(code(&apply(&droplet, &Offer::new("1.1.0"))), (UpdateOutcome::Reverted, "interrupted"));
+        droplet.assert_settled("1.0.0");
+        assert!(droplet.memory().shown.failed_versions.is_empty());
+        assert!(droplet.memory().unjudged.values().eq([&1]));
     }
 }
 
