@@ -14,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::disks::Reserve;
 
-pub use updating::{Updating, file_of_the_unit};
+pub use updating::Updating;
 
 /// Everything an operator can decide. Nothing in it has been tried out: no port bound, no file opened.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use dtma_release::Channel;
 
 use super::{Reader, Settings, SettingsError};
 
-/// Where the unit's settings lie.
+/// Where the unit's settings lie. Whoever runs a command on the droplet has none of them in the environment.
 const FILE: &str = "/etc/dtma.conf";
 
 /// How this droplet comes to another version.
@@ -38,6 +38,15 @@ impl Default for Updating {
 }
 
 impl Settings {
+    /// What of this process's settings concerns updates: of the unit's environment, or for a person at a shell of the file the unit reads.
+    ///
+    /// # Errors
+    /// As [`Settings::updating_of`].
+    pub fn updating_of_process() -> Result<Updating, SettingsError> {
+        let file = std::fs::read_to_string(FILE).unwrap_or_default();
+        Self::updating_of(variables(&file).into_iter().chain(std::env::vars_os()))
+    }
+
     /// What of the settings concerns updates, from any list of variables. Later ones override earlier ones; the rest may be anything.
     ///
     /// # Errors
@@ -70,13 +79,6 @@ impl Reader {
             soak: soak.unwrap_or(default.soak),
         }
     }
-}
-
-/// The variables in the unit's file, for whoever runs a command on the droplet and has none of them in the environment. Empty where there is
-/// no such file or it may not be read.
-pub fn file_of_the_unit() -> impl Iterator<Item = (OsString, OsString)> {
-    let text = std::fs::read_to_string(FILE).unwrap_or_default();
-    variables(&text).into_iter()
 }
 
 /// `NAME=value` lines, as far as systemd and this file agree: no continued lines, quotes around a whole value.

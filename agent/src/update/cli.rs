@@ -15,7 +15,7 @@ use super::memory::Memory;
 use super::places::{Places, remove_if_there};
 use super::request;
 use super::source::{HttpSource, Wanted};
-use crate::config::{Settings, SettingsError, Updating, file_of_the_unit};
+use crate::config::{Settings, Updating};
 use crate::store::durable;
 
 /// The public keys this build trusts, as `cargo xtask release` compiles them in. A build without them takes no release.
@@ -129,13 +129,8 @@ fn with_course<T>(places: &Places, updating: &Updating, work: impl FnOnce(&Cours
     Ok(work(&course))
 }
 
-/// The settings that concern updates, from the unit's environment, or for a person at a shell from the file that the unit reads.
-fn settings() -> Result<Updating, SettingsError> {
-    Settings::updating_of(file_of_the_unit().chain(std::env::vars_os()))
-}
-
 fn check(places: &Places, version: Option<Version>) -> Result<ExitCode, Failed> {
-    let updating = settings()?;
+    let updating = Settings::updating_of_process()?;
     let wanted = version.map_or(Wanted::Newest(updating.channel), Wanted::Version);
     let found = with_course(places, &updating, |course| course.check(&wanted))?;
     let (good, manifest, standing) = found?;
@@ -220,7 +215,7 @@ fn run(places: &Places) -> Result<ExitCode, Failed> {
     // First of all: as long as a request lies there this is started again and again, whatever becomes of it.
     let order = take(places);
     // A wrong setting must not keep a trial from being undone.
-    let settings = settings();
+    let settings = Settings::updating_of_process();
     let updating = settings.as_ref().map_or_else(|_| Updating::default(), Clone::clone);
     let done: Result<(), CourseError> = with_course(places, &updating, |course| {
         course.recover()?;
