@@ -294,14 +294,25 @@ async fn the_values_of_an_update_are_there_before_it_is_written_down_and_go_if_i
     let (engine, directory) = (FakeEngine::new(), tempfile::tempdir().unwrap());
     let agent = Agent::start(&engine, directory.path());
     agent.instances.deploy_with(with_key("one"), given(&[("KEY", "old")]), WAIT).await.unwrap();
-    // Nothing can be written where this is.
-    std::fs::create_dir(directory.path().join("ledger.json.new")).unwrap();
     let next = Spec { image: "registry.example/server:2".parse().unwrap(), ..with_key("one") };
     let gate = HealthGate::default();
+    // Where values can't be kept, nothing is written down: they come first.
+    let (folder, away) = (directory.path().join("secrets/main"), directory.path().join("away"));
+    let ledger = || std::fs::read(directory.path().join("ledger.json")).unwrap();
+    let before = ledger();
+    std::fs::rename(&folder, &away).unwrap();
+    std::fs::write(&folder, "").unwrap();
+    let refused = agent.instances.update_with(next.clone(), gate, given(&[("KEY", "new")]), WAIT).await;
+    assert!(matches!(refused, Err(Rejection::Vault(_))), "{refused:?}");
+    assert_eq!(ledger(), before);
+    std::fs::remove_file(&folder).unwrap();
+    std::fs::rename(&away, &folder).unwrap();
+
+    // Nothing can be written where this is.
+    std::fs::create_dir(directory.path().join("ledger.json.new")).unwrap();
     let refused = agent.instances.update_with(next.clone(), gate, given(&[("KEY", "new")]), WAIT).await;
     assert!(matches!(refused, Err(Rejection::Ledger(_))), "{refused:?}");
-    let folders = || std::fs::read_dir(directory.path().join("secrets/main")).unwrap().count();
-    assert_eq!(folders(), 2, "the values came first");
+    let folders = || std::fs::read_dir(&folder).unwrap().count();
     agent.kill().await;
     std::fs::remove_dir(directory.path().join("ledger.json.new")).unwrap();
     let agent = Agent::start(&engine, directory.path());
