@@ -100,9 +100,9 @@ impl Target {
             Standing::Pending { retry_at, trouble } => {
                 Standing::Pending { retry_at: *retry_at, trouble: trouble.clone() }
             }
-            Standing::Updated { .. } => match gone_back(seen, wanted, version.as_ref(), now) {
+            Standing::Updated { at } => match gone_back(seen, wanted, version.as_ref(), now) {
                 Some(trouble) => return Standing::Failed { trouble },
-                None => Standing::Updated { at: now },
+                None => Standing::Updated { at: *at },
             },
             Standing::Waiting
             | Standing::Ahead

@@ -229,6 +229,20 @@ fn silence_within_the_soak_time_counts_and_so_does_going_back() {
 }
 
 #[test]
+fn while_an_agent_goes_back_and_has_not_said_why_there_is_nothing_to_write_down() {
+    let mut fleet = Fleet::of(20, terms());
+    let canary = fleet.first();
+    fleet.update(2);
+    fleet.reports(canary, "1.0.0", UpdateState { phase: UpdatePhase::Installing, ..UpdateState::default() });
+    fleet.settle();
+    fleet.later(1);
+    assert_eq!(fleet.rollout.step(&fleet.seen, &fleet.left_out, fleet.now), None);
+    fleet.reports(canary, "1.0.0", UpdateState::default());
+    fleet.settle();
+    assert!(fleet.reason().contains("went_back"), "{}", fleet.reason());
+}
+
+#[test]
 fn a_wave_is_not_over_before_all_of_it_were_heard_again_however_short_its_soak_time_is() {
     let mut fleet = Fleet::of(20, Terms { soak_seconds: 0, ..terms() });
     let canary = fleet.first();
