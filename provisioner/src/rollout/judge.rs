@@ -74,6 +74,17 @@ impl Target {
         if matches!(reported, Standing::Failed { .. } | Standing::Waiting) {
             return reported;
         }
+        if let Some(away) = self.away_still(seen) {
+            return away;
+        }
+        if self.standing.is_away()
+            && let Some(asked) = &mut self.asked
+        {
+            // It is told from now on, and wasn't meanwhile: its time begins anew.
+            asked.at = around.now;
+            asked.tries = 0;
+            return reported;
+        }
         match self.unless_silent(reported, seen, around) {
             Standing::Pending { retry_at, trouble } => self.in_time(retry_at, trouble, seen, around),
             other => other,
@@ -123,6 +134,17 @@ impl Target {
         }
     }
 
+    /// It wasn't heard since it fell silent, or since it was to be told: neither another look nor a restart of this process makes it come
+    /// back.
+    fn away_still(&self, seen: &Seen) -> Option<Standing> {
+        let heard_again = match (&self.standing, &self.asked) {
+            (Standing::Silent { since }, _) => seen.reported_at.is_some_and(|at| at > *since),
+            (Standing::Unreached, Some(asked)) => seen.reported_at.is_some_and(|at| at >= asked.at),
+            _ => true,
+        };
+        (!heard_again).then(|| self.standing.clone())
+    }
+
     /// `standing`, unless the agent was told and isn't heard any more. One that was never told can't have fallen silent over it.
     fn unless_silent(&self, standing: Standing, seen: &Seen, around: &Circumstances<'_>) -> Standing {
         let Some(asked) = &self.asked else { return standing };
@@ -159,7 +181,8 @@ impl Target {
             Some(_) => return Standing::Pending { retry_at, trouble },
             None => {}
         }
-        let waited = elapsed(asked.at, now);
+        // How long it had had when it was heard last: what it did since then is for its next report to say, also where nobody could hear it.
+        let waited = elapsed(asked.at, seen.reported_at.unwrap_or(asked.at));
         let late = |kind, code: &str, reason| {
             let trouble = Trouble { kind, code: code.to_owned(), reason, at: now };
             Standing::Failed { trouble }
@@ -184,6 +207,16 @@ impl Target {
             return late(TroubleKind::TimedOut, "timed_out", reason);
         }
         Standing::Pending { retry_at, trouble }
+    }
+}
+
+impl Standing {
+    /// Nobody tells it anything, for reasons that may pass.
+    fn is_away(&self) -> bool {
+        match self {
+            Self::Ahead | Self::Silent { .. } | Self::Unreached | Self::LeftOut { .. } | Self::Gone => true,
+            Self::Waiting | Self::Pending { .. } | Self::Updated { .. } | Self::Failed { .. } => false,
+        }
     }
 }
 

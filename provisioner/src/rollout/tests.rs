@@ -394,6 +394,51 @@ fn exempted_agents_are_passed_by_and_don_t_stand_in_for_the_first_wave() {
 }
 
 #[test]
+fn who_could_not_be_told_for_hours_is_told_and_has_its_time_then() {
+    for why in ["left out", "unreached", "down"] {
+        let mut fleet = Fleet::of(1, Terms { soak_seconds: 86_400, ..terms() });
+        let canary = fleet.first();
+        match why {
+            "left out" => {
+                fleet.left_out.insert(canary, LeftOut::Excluded);
+                fleet.pass(120, &[]);
+                fleet.left_out.clear();
+            }
+            "unreached" => {
+                fleet.pass(5, &[canary]);
+                assert_eq!(fleet.standing(canary), &Standing::Unreached);
+                // Nor is it reached because this process has begun anew.
+                fleet.later(7200);
+                fleet.seen.get_mut(&canary).unwrap().quiet_since = fleet.now;
+                fleet.settle();
+                assert_eq!(fleet.standing(canary), &Standing::Unreached);
+                fleet.reports(canary, "1.0.0", UpdateState::default());
+            }
+            _ => {
+                // Told, and then nobody was there to hear it.
+                fleet.later(10);
+                fleet.everybody_reports(&[]);
+                fleet.settle();
+                fleet.later(7200);
+                fleet.seen.get_mut(&canary).unwrap().quiet_since = fleet.now;
+            }
+        }
+        fleet.settle();
+        assert_eq!((fleet.told(), fleet.status()), (BTreeSet::from([canary]), "running"), "{why}");
+        if why == "down" {
+            fleet.reports(canary, "1.1.0", UpdateState::default());
+            fleet.settle();
+            assert!(matches!(fleet.standing(canary), Standing::Updated { .. }));
+            continue;
+        }
+        fleet.pass(29, &[]);
+        assert_eq!(fleet.status(), "running", "{why}");
+        fleet.pass(3, &[]);
+        assert!(fleet.reason().contains("timed_out"), "{why}: {}", fleet.reason());
+    }
+}
+
+#[test]
 fn environments_that_come_are_in_the_last_wave_and_those_that_go_are_not_waited_for() {
     let mut fleet = Fleet::of(20, terms());
     let canary = fleet.first();
