@@ -42,6 +42,12 @@ impl Target {
         matches!(self.standing, Standing::Failed { .. } | Standing::Silent { .. }) && !self.forgiven
     }
 
+    /// It was asked and runs the version now, or it failed and somebody has said to go on all the same.
+    pub(super) fn vouches(&self) -> bool {
+        let updated = matches!(self.standing, Standing::Updated { .. }) && self.asked.is_some();
+        updated || self.forgiven
+    }
+
     /// Its wave begins.
     pub(super) fn ask(&self, seen: Option<&Seen>, now: Timestamp) -> Self {
         let known_result = seen.and_then(|seen| seen.report.as_ref()?.last_result());

@@ -198,16 +198,66 @@ fn an_agent_that_was_told_and_falls_silent_halts_it_and_one_that_was_silent_befo
     // Never heard since its wave began: it can't have been told.
     fleet.pass(4, &[canary]);
     assert_eq!((fleet.standing(canary), fleet.status()), (&Standing::Unreached, "running"));
-    fleet.pass(12, &[canary]);
+    // Another one is the first to try it in its stead.
     let second = fleet.first();
     fleet.pass(1, &[canary]);
     fleet.pass(4, &[canary, second]);
-    assert!(fleet.reason().starts_with("1 of 1 agents of wave 2 fell silent"), "{}", fleet.reason());
+    assert!(fleet.reason().starts_with("1 of 2 agents of wave 1 fell silent"), "{}", fleet.reason());
     // It is back, and has updated after all. That doesn't make it go on by itself.
     fleet.reports(second, "1.1.0", UpdateState::default());
     fleet.settle();
     assert!(matches!(fleet.standing(second), Standing::Updated { .. }));
     assert_eq!(fleet.status(), "halted");
+}
+
+#[test]
+fn no_wave_begins_before_somebody_of_the_one_before_runs_the_version() {
+    let mut fleet = Fleet::of(20, terms());
+    fleet.settle();
+    let mut asleep: Vec<EnvironmentId> = fleet.seen.keys().copied().collect();
+    for more in 0..3 {
+        assert_eq!((fleet.rollout.course.wave, fleet.told().len()), (1, 1), "{more}");
+        fleet.pass(4, &asleep);
+    }
+    let awake = fleet.first();
+    asleep.retain(|id| *id != awake);
+    fleet.reports(awake, "1.1.0", UpdateState::default());
+    fleet.pass(9, &asleep);
+    assert_eq!(fleet.rollout.course.wave, 1);
+    fleet.pass(3, &asleep);
+    assert!(fleet.rollout.course.wave > 1);
+    assert!(fleet.rollout.course.history.iter().any(|line| line.message.contains("1 more agent is asked")));
+    assert_eq!(fleet.rollout.targets.values().filter(|target| target.wave == 1).count(), 4);
+}
+
+#[test]
+fn a_fleet_that_sleeps_proves_nothing() {
+    let mut fleet = Fleet::of(3, terms());
+    fleet.settle();
+    let all: Vec<EnvironmentId> = fleet.seen.keys().copied().collect();
+    fleet.pass(60, &all);
+    assert_eq!((fleet.status(), fleet.rollout.counts()["unreached"]), ("running", 3));
+    // The last one asked is the first one heard.
+    fleet.everybody_reports(&all[1..]);
+    assert_eq!(fleet.first(), all[0]);
+    fleet.reports(all[0], "1.1.0", UpdateState::default());
+    fleet.pass(12, &all[1..]);
+    assert_eq!((fleet.status(), fleet.rollout.counts()["updated"]), ("completed", 1));
+}
+
+#[test]
+fn failures_that_are_borne_prove_nothing_either() {
+    let mut fleet = Fleet::of(20, Terms { max_failures: 9, ..terms() });
+    for _ in 0..3 {
+        let next = fleet.first();
+        let update = UpdateState {
+            last: Some(result(UpdateOutcome::Reverted, "1.1.0", "crashed", fleet.now)),
+            ..UpdateState::default()
+        };
+        fleet.reports(next, "1.0.0", update);
+        fleet.pass(12, &[]);
+        assert_eq!((fleet.status(), fleet.rollout.course.wave, fleet.told().len()), ("running", 1, 1));
+    }
 }
 
 #[test]
