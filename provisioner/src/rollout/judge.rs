@@ -14,6 +14,10 @@ use crate::environment::after;
 const TRIES: u32 = 3;
 const RETRY_AFTER: Duration = Duration::from_secs(300);
 
+/// Who is to be told is told so much later: the step has to be on disk and published first, and a heartbeat that was handled before that
+/// must not count as one that was answered with the version.
+pub(super) const LEAD: Duration = Duration::from_secs(1);
+
 /// What an agent is judged by besides its own reports.
 pub(super) struct Circumstances<'a> {
     pub(super) terms: &'a Terms,
@@ -51,7 +55,7 @@ impl Target {
     /// Its wave begins.
     pub(super) fn ask(&self, seen: Option<&Seen>, now: Timestamp) -> Self {
         let known_result = seen.and_then(|seen| seen.report.as_ref()?.last_result());
-        let asked = Some(Asked { at: now, known_result, tries: 0 });
+        let asked = Some(Asked { at: after(now, LEAD), known_result, tries: 0 });
         Self { asked, standing: Standing::Pending { retry_at: None, trouble: None }, ..self.clone() }
     }
 
@@ -87,7 +91,7 @@ impl Target {
             && let Some(asked) = &mut self.asked
         {
             // It is told from now on, and wasn't meanwhile: its time begins anew.
-            asked.at = around.now;
+            asked.at = after(around.now, LEAD);
             asked.tries = 0;
             return reported;
         }
@@ -181,7 +185,7 @@ impl Target {
         };
         match retry_at {
             Some(at) if now >= at => {
-                asked.at = now;
+                asked.at = after(now, LEAD);
                 return Standing::Pending { retry_at: None, trouble };
             }
             Some(_) => return Standing::Pending { retry_at, trouble },

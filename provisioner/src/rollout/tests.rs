@@ -7,6 +7,7 @@ use dtma_release::Version;
 use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
+use super::judge::LEAD;
 use super::*;
 
 /// Agents that are remembered, and a clock that is moved by hand.
@@ -95,11 +96,12 @@ impl Fleet {
         panic!("it never comes to rest: {:?}", self.rollout.course);
     }
 
-    /// Those who are told.
+    /// Those who are told with their next heartbeat.
     fn told(&self) -> BTreeSet<EnvironmentId> {
         let orders = Orders::new(Some(&self.rollout), None, true, &HashMap::new());
-        let told =
-            |(id, seen): (&EnvironmentId, &Seen)| orders.for_agent(*id, seen.report.as_ref()?, self.now).map(|_| *id);
+        let told = |(id, seen): (&EnvironmentId, &Seen)| {
+            orders.for_agent(*id, seen.report.as_ref()?, self.now + LEAD).map(|_| *id)
+        };
         self.seen.iter().filter_map(told).collect()
     }
 
@@ -534,9 +536,13 @@ fn a_heartbeat_from_before_its_wave_is_not_answered_with_the_version() {
     let canary = fleet.first();
     let orders = Orders::new(Some(&fleet.rollout), None, true, &HashMap::new());
     let report = Report::new("1.0.0", None);
-    let before = fleet.now - SignedDuration::from_millis(1);
-    assert_eq!(orders.for_agent(canary, &report, before), None);
-    assert!(orders.for_agent(canary, &report, fleet.now).is_some());
+    // Nor is one that comes while the step is being written down, nor does it count as answered so.
+    assert_eq!(orders.for_agent(canary, &report, fleet.now), None);
+    fleet.everybody_reports(&[]);
+    fleet.pass(4, &[canary]);
+    assert_eq!((fleet.standing(canary), fleet.status()), (&Standing::Unreached, "running"));
+    let later = fleet.rollout.targets[&canary].asked.as_ref().unwrap().at;
+    assert!(orders.for_agent(canary, &report, later).is_some());
 }
 
 #[test]
