@@ -7,12 +7,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use tokio::time::Instant;
 
 use self::client::{Client, ClientError};
 use crate::rollout::{RolloutView, StartRequest};
 
 /// Between two looks at a rollout that is waited for.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Whoever waits for a rollout bears so long that nobody answers: a provisioner that is restarted goes on where it was.
+const AWAY: Duration = Duration::from_secs(300);
 /// A rollout that is waited for has halted or was aborted; one that is only looked at has halted.
 const NOT_COMPLETED: u8 = 3;
 
@@ -97,7 +100,7 @@ async fn obey(command: RolloutCommand, client: &Client) -> Result<ExitCode, Clie
             let begun = client.start(&request).await?;
             println!("{}", begun.message);
             if start.wait {
-                return wait(client, &begun.data.id.to_string()).await;
+                return wait(client, &begun.data.id.to_string(), AWAY).await;
             }
             print::short(&begun.data);
             Ok(ExitCode::SUCCESS)
@@ -114,7 +117,7 @@ async fn obey(command: RolloutCommand, client: &Client) -> Result<ExitCode, Clie
                 },
             };
             if status.wait {
-                return wait(client, &id).await;
+                return wait(client, &id, AWAY).await;
             }
             let rollout = client.show(&id).await?;
             if status.json {
@@ -151,11 +154,11 @@ fn is_open(rollout: &RolloutView) -> bool {
     matches!(rollout.status.as_str(), "running" | "paused" | "halted")
 }
 
-/// Tells what happens as it happens, until nothing more will by itself.
-async fn wait(client: &Client, id: &str) -> Result<ExitCode, ClientError> {
+/// Tells what happens as it happens, until nothing more will by itself. Nobody may answer for `away`.
+async fn wait(client: &Client, id: &str, away: Duration) -> Result<ExitCode, ClientError> {
     let mut told = 0;
     loop {
-        let rollout = client.glance(id).await?;
+        let rollout = patiently(away, async || client.glance(id).await).await?;
         for line in rollout.history.iter().skip(told) {
             print::line(line);
         }
@@ -164,11 +167,29 @@ async fn wait(client: &Client, id: &str) -> Result<ExitCode, ClientError> {
             "running" | "paused" => tokio::time::sleep(LOOK_AGAIN).await,
             "completed" => return Ok(ExitCode::SUCCESS),
             _ => {
-                let rollout = client.show(id).await?;
+                let rollout = patiently(away, async || client.show(id).await).await?;
                 print::short(&rollout);
                 print::agents(&rollout);
                 return Ok(ExitCode::from(NOT_COMPLETED));
             }
+        }
+    }
+}
+
+/// What `look` answers, asked again for as long as `away` when nobody is there to answer.
+async fn patiently<T>(away: Duration, look: impl AsyncFn() -> Result<T, ClientError>) -> Result<T, ClientError> {
+    let began = Instant::now();
+    let mut said = false;
+    loop {
+        match look().await {
+            Err(error) if error.may_pass() && began.elapsed() < away => {
+                if !said {
+                    eprintln!("{error}\nAsking again for {} s.", away.as_secs());
+                    said = true;
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            answer => return answer,
         }
     }
 }
@@ -190,7 +211,76 @@ fn seconds(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use dtma_release::Version;
+    use jiff::Timestamp;
+    use secrecy::SecretString;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+    use uuid::Uuid;
+
     use super::*;
+    use crate::rollout::{Rollout, RolloutAnswer, RolloutId, Terms};
+
+    /// A provisioner that answers each call with the next of `script`, and hangs up without a word where that is empty.
+    async fn scripted(script: Vec<String>) -> (Client, tokio::task::JoinHandle<()>) {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let serving = tokio::spawn(async move {
+            for answer in script {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    request.push(stream.read_u8().await.unwrap());
+                }
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        (Client::new(base, SecretString::from("secret")).unwrap(), serving)
+    }
+
+    fn answer(status: u16, body: &str) -> String {
+        format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
+    }
+
+    fn rollout(status: &str) -> String {
+        let terms = Terms {
+            version: Version::new(1, 1, 0),
+            waves: vec![100],
+            soak_seconds: 0,
+            max_failures: 0,
+            silent_after_seconds: 180,
+            deadline_seconds: 1800,
+        };
+        let rollout = Rollout::new(RolloutId(Uuid::nil()), terms, &[], Timestamp::UNIX_EPOCH);
+        let mut data = rollout.view(BTreeMap::new(), &BTreeMap::new());
+        status.clone_into(&mut data.status);
+        let body = RolloutAnswer { success: true, message: String::new(), data, next: None };
+        answer(200, &serde_json::to_string(&body).unwrap())
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_bears_that_the_provisioner_is_restarted() {
+        let away = [String::new(), answer(502, "<html>"), answer(503, r#"{"success":false,"error":"x","code":"y"}"#)];
+        let script = [rollout("running")].into_iter().chain(away).chain([rollout("completed")]);
+        let (client, serving) = scripted(script.collect()).await;
+        let code = wait(&client, "x", AWAY).await.unwrap();
+        assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::SUCCESS));
+        serving.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn but_not_for_ever_and_not_a_refusal() {
+        let (client, serving) = scripted(vec![String::new()]).await;
+        assert!(matches!(wait(&client, "x", Duration::ZERO).await, Err(ClientError::Unreachable { .. })));
+        serving.await.unwrap();
+        let refusal = answer(404, r#"{"success":false,"error":"x","code":"rollout_not_found"}"#);
+        let (client, serving) = scripted(vec![refusal]).await;
+        assert!(matches!(wait(&client, "x", AWAY).await, Err(ClientError::Refused { status: 404, .. })));
+        serving.await.unwrap();
+    }
 
     #[test]
     fn durations_are_read_as_people_write_them() {

@@ -199,7 +199,7 @@ pub struct Target {
 /// That heartbeats of an agent are answered with the version it should run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Asked {
-    /// Since when.
+    /// From when on: a moment after that was decided.
     pub at: Timestamp,
     /// When its last update before had ended, by its own clock: what it says of that one is no news.
     pub known_result: Option<Timestamp>,

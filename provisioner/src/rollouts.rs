@@ -164,8 +164,8 @@ impl Rollouts {
         let pace = &self.parts.pace;
         while !stop.is_cancelled() {
             let wait = match self.pass().await {
-                // One step may make the next one possible.
-                Ok(true) => continue,
+                // One step may make the next one possible; each costs a write to the disk, so not without a pause.
+                Ok(true) => pace.gap,
                 Ok(false) if self.open.load(Ordering::Relaxed) => pace.tick,
                 Ok(false) => pace.idle,
                 Err(error) => {

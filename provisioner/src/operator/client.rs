@@ -45,6 +45,8 @@ pub enum ClientError {
         error: String,
         /// Its stable word.
         code: String,
+        /// With what status.
+        status: u16,
     },
     /// It said something else than a provisioner says.
     #[error("what answers at {base} is no provisioner of this version (HTTP {status})")]
@@ -54,6 +56,17 @@ pub enum ClientError {
         /// With what status.
         status: u16,
     },
+}
+
+impl ClientError {
+    /// Whether the same may be answered soon: the provisioner, or what stands before it, is being restarted.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Refused { status, .. } | Self::Unreadable { status, .. } => *status >= 500,
+            Self::Client(_) => false,
+        }
+    }
 }
 
 impl Client {
@@ -151,7 +164,7 @@ impl Client {
                     let text = |name: &str| fault.get(name).and_then(|value| value.as_str()).unwrap_or_default();
                     error.push_str(&format!("\n  {} {}", text("path"), text("problem")));
                 }
-                Err(ClientError::Refused { error, code: failure.code })
+                Err(ClientError::Refused { error, code: failure.code, status: status.as_u16() })
             }
             _ => Err(ClientError::Unreadable { base: self.base.clone(), status: status.as_u16() }),
         }

@@ -14,6 +14,10 @@ use crate::environment::after;
 const TRIES: u32 = 3;
 const RETRY_AFTER: Duration = Duration::from_secs(300);
 
+/// Who is to be told is told so much later: the step has to be on disk and published first, and a heartbeat that was handled before that
+/// must not count as one that was answered with the version.
+pub(super) const LEAD: Duration = Duration::from_secs(1);
+
 /// What an agent is judged by besides its own reports.
 pub(super) struct Circumstances<'a> {
     pub(super) terms: &'a Terms,
@@ -42,10 +46,16 @@ impl Target {
         matches!(self.standing, Standing::Failed { .. } | Standing::Silent { .. }) && !self.forgiven
     }
 
+    /// It was asked and runs the version now, or it failed and somebody has said to go on all the same.
+    pub(super) fn vouches(&self) -> bool {
+        let updated = matches!(self.standing, Standing::Updated { .. }) && self.asked.is_some();
+        updated || self.forgiven
+    }
+
     /// Its wave begins.
     pub(super) fn ask(&self, seen: Option<&Seen>, now: Timestamp) -> Self {
         let known_result = seen.and_then(|seen| seen.report.as_ref()?.last_result());
-        let asked = Some(Asked { at: now, known_result, tries: 0 });
+        let asked = Some(Asked { at: after(now, LEAD), known_result, tries: 0 });
         Self { asked, standing: Standing::Pending { retry_at: None, trouble: None }, ..self.clone() }
     }
 
@@ -74,6 +84,17 @@ impl Target {
         if matches!(reported, Standing::Failed { .. } | Standing::Waiting) {
             return reported;
         }
+        if let Some(away) = self.away_still(seen) {
+            return away;
+        }
+        if self.standing.is_away()
+            && let Some(asked) = &mut self.asked
+        {
+            // It is told from now on, and wasn't meanwhile: its time begins anew.
+            asked.at = after(around.now, LEAD);
+            asked.tries = 0;
+            return reported;
+        }
         match self.unless_silent(reported, seen, around) {
             Standing::Pending { retry_at, trouble } => self.in_time(retry_at, trouble, seen, around),
             other => other,
@@ -100,9 +121,9 @@ impl Target {
             Standing::Pending { retry_at, trouble } => {
                 Standing::Pending { retry_at: *retry_at, trouble: trouble.clone() }
             }
-            Standing::Updated { .. } => match gone_back(seen, wanted, version.as_ref(), now) {
+            Standing::Updated { at } => match gone_back(seen, wanted, version.as_ref(), now) {
                 Some(trouble) => return Standing::Failed { trouble },
-                None => Standing::Updated { at: now },
+                None => Standing::Updated { at: *at },
             },
             Standing::Waiting
             | Standing::Ahead
@@ -121,6 +142,17 @@ impl Target {
             Some(trouble) => Standing::Failed { trouble },
             None => pending,
         }
+    }
+
+    /// It wasn't heard since it fell silent, or since it was to be told: neither another look nor a restart of this process makes it come
+    /// back.
+    fn away_still(&self, seen: &Seen) -> Option<Standing> {
+        let heard_again = match (&self.standing, &self.asked) {
+            (Standing::Silent { since }, _) => seen.reported_at.is_some_and(|at| at > *since),
+            (Standing::Unreached, Some(asked)) => seen.reported_at.is_some_and(|at| at >= asked.at),
+            _ => true,
+        };
+        (!heard_again).then(|| self.standing.clone())
     }
 
     /// `standing`, unless the agent was told and isn't heard any more. One that was never told can't have fallen silent over it.
@@ -153,13 +185,14 @@ impl Target {
         };
         match retry_at {
             Some(at) if now >= at => {
-                asked.at = now;
+                asked.at = after(now, LEAD);
                 return Standing::Pending { retry_at: None, trouble };
             }
             Some(_) => return Standing::Pending { retry_at, trouble },
             None => {}
         }
-        let waited = elapsed(asked.at, now);
+        // How long it had had when it was heard last: what it did since then is for its next report to say, also where nobody could hear it.
+        let waited = elapsed(asked.at, seen.reported_at.unwrap_or(asked.at));
         let late = |kind, code: &str, reason| {
             let trouble = Trouble { kind, code: code.to_owned(), reason, at: now };
             Standing::Failed { trouble }
@@ -184,6 +217,16 @@ impl Target {
             return late(TroubleKind::TimedOut, "timed_out", reason);
         }
         Standing::Pending { retry_at, trouble }
+    }
+}
+
+impl Standing {
+    /// Nobody tells it anything, for reasons that may pass.
+    fn is_away(&self) -> bool {
+        match self {
+            Self::Ahead | Self::Silent { .. } | Self::Unreached | Self::LeftOut { .. } | Self::Gone => true,
+            Self::Waiting | Self::Pending { .. } | Self::Updated { .. } | Self::Failed { .. } => false,
+        }
     }
 }
 

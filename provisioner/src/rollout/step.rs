@@ -6,6 +6,7 @@ use dtma_api::EnvironmentId;
 use jiff::Timestamp;
 
 use super::judge::Circumstances;
+use super::waves::{place, sizes};
 use super::{Course, LeftOut, Line, Rollout, Seen, Standing, Status, Target, TroubleKind, elapsed};
 
 /// Lines of history kept.
@@ -123,6 +124,25 @@ impl Rollout {
         };
         // Where nobody had to be asked there is nothing to wait for.
         if after.all().any(|target| target.wave == course.wave && target.asked.is_some()) {
+            if !after.all().any(|target| target.wave == course.wave && target.vouches()) {
+                let more = self.stand_in(course.wave, after);
+                if !more.is_empty() {
+                    let agents = if more.len() == 1 {
+                        "1 more agent is".to_owned()
+                    } else {
+                        format!("{} more agents are", more.len())
+                    };
+                    course.tell(now, format!("Nobody of wave {} runs it so far: {agents} asked.", course.wave));
+                    course.settled_at = None;
+                    after.changed.extend(asked(more.iter(), seen, now));
+                    return;
+                }
+                // All have been asked, and those who weren't reached may still be heard.
+                let unreached = after.all().any(|target| target.standing == Standing::Unreached);
+                if unreached && !after.all().any(Target::vouches) {
+                    return;
+                }
+            }
             let updated =
                 after.all().filter(begun).filter(|target| matches!(target.standing, Standing::Updated { .. }));
             let all_heard = updated.filter(|target| target.asked.is_some()).all(|target| {
@@ -140,6 +160,21 @@ impl Rollout {
             course.tell(now, format!("Completed: {updated} of {all} agents run {}.", self.terms.version));
             course.status = Status::Completed { at: now };
         }
+    }
+
+    /// Where nobody of a wave has come to run the version, nothing is known of it that wasn't before, so the next and larger wave doesn't
+    /// begin. As many as this one was to have are taken out of those that come next, and are in this one.
+    fn stand_in(&self, wave: u32, after: &After<'_>) -> Vec<Target> {
+        let all = after.all().filter(|target| !matches!(target.standing, Standing::LeftOut { .. })).count();
+        let sizes = sizes(&self.terms.waves, all);
+        let until = |wave: u32| {
+            let index = usize::try_from(wave).ok().and_then(|wave| wave.checked_sub(1));
+            index.and_then(|index| sizes.get(index)).copied().unwrap_or_default()
+        };
+        let size = until(wave).saturating_sub(until(wave.saturating_sub(1))).max(1);
+        let mut next: Vec<&Target> = after.all().filter(|target| target.standing == Standing::Waiting).collect();
+        next.sort_by_cached_key(|target| (target.wave, place(&self.terms.version, target.environment)));
+        next.into_iter().take(size).map(|target| Target { wave, ..target.clone() }).collect()
     }
 
     fn begin(&self, course: &mut Course, after: &mut After<'_>, seen: &HashMap<EnvironmentId, Seen>, now: Timestamp) {

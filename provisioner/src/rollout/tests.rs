@@ -7,6 +7,7 @@ use dtma_release::Version;
 use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
+use super::judge::LEAD;
 use super::*;
 
 /// Agents that are remembered, and a clock that is moved by hand.
@@ -95,11 +96,12 @@ impl Fleet {
         panic!("it never comes to rest: {:?}", self.rollout.course);
     }
 
-    /// Those who are told.
+    /// Those who are told with their next heartbeat.
     fn told(&self) -> BTreeSet<EnvironmentId> {
         let orders = Orders::new(Some(&self.rollout), None, true, &HashMap::new());
-        let told =
-            |(id, seen): (&EnvironmentId, &Seen)| orders.for_agent(*id, seen.report.as_ref()?, self.now).map(|_| *id);
+        let told = |(id, seen): (&EnvironmentId, &Seen)| {
+            orders.for_agent(*id, seen.report.as_ref()?, self.now + LEAD).map(|_| *id)
+        };
         self.seen.iter().filter_map(told).collect()
     }
 
@@ -198,16 +200,66 @@ fn an_agent_that_was_told_and_falls_silent_halts_it_and_one_that_was_silent_befo
     // Never heard since its wave began: it can't have been told.
     fleet.pass(4, &[canary]);
     assert_eq!((fleet.standing(canary), fleet.status()), (&Standing::Unreached, "running"));
-    fleet.pass(12, &[canary]);
+    // Another one is the first to try it in its stead.
     let second = fleet.first();
     fleet.pass(1, &[canary]);
     fleet.pass(4, &[canary, second]);
-    assert!(fleet.reason().starts_with("1 of 1 agents of wave 2 fell silent"), "{}", fleet.reason());
+    assert!(fleet.reason().starts_with("1 of 2 agents of wave 1 fell silent"), "{}", fleet.reason());
     // It is back, and has updated after all. That doesn't make it go on by itself.
     fleet.reports(second, "1.1.0", UpdateState::default());
     fleet.settle();
     assert!(matches!(fleet.standing(second), Standing::Updated { .. }));
     assert_eq!(fleet.status(), "halted");
+}
+
+#[test]
+fn no_wave_begins_before_somebody_of_the_one_before_runs_the_version() {
+    let mut fleet = Fleet::of(20, terms());
+    fleet.settle();
+    let mut asleep: Vec<EnvironmentId> = fleet.seen.keys().copied().collect();
+    for more in 0..3 {
+        assert_eq!((fleet.rollout.course.wave, fleet.told().len()), (1, 1), "{more}");
+        fleet.pass(4, &asleep);
+    }
+    let awake = fleet.first();
+    asleep.retain(|id| *id != awake);
+    fleet.reports(awake, "1.1.0", UpdateState::default());
+    fleet.pass(9, &asleep);
+    assert_eq!(fleet.rollout.course.wave, 1);
+    fleet.pass(3, &asleep);
+    assert!(fleet.rollout.course.wave > 1);
+    assert!(fleet.rollout.course.history.iter().any(|line| line.message.contains("1 more agent is asked")));
+    assert_eq!(fleet.rollout.targets.values().filter(|target| target.wave == 1).count(), 4);
+}
+
+#[test]
+fn a_fleet_that_sleeps_proves_nothing() {
+    let mut fleet = Fleet::of(3, terms());
+    fleet.settle();
+    let all: Vec<EnvironmentId> = fleet.seen.keys().copied().collect();
+    fleet.pass(60, &all);
+    assert_eq!((fleet.status(), fleet.rollout.counts()["unreached"]), ("running", 3));
+    // The last one asked is the first one heard.
+    fleet.everybody_reports(&all[1..]);
+    assert_eq!(fleet.first(), all[0]);
+    fleet.reports(all[0], "1.1.0", UpdateState::default());
+    fleet.pass(12, &all[1..]);
+    assert_eq!((fleet.status(), fleet.rollout.counts()["updated"]), ("completed", 1));
+}
+
+#[test]
+fn failures_that_are_borne_prove_nothing_either() {
+    let mut fleet = Fleet::of(20, Terms { max_failures: 9, ..terms() });
+    for _ in 0..3 {
+        let next = fleet.first();
+        let update = UpdateState {
+            last: Some(result(UpdateOutcome::Reverted, "1.1.0", "crashed", fleet.now)),
+            ..UpdateState::default()
+        };
+        fleet.reports(next, "1.0.0", update);
+        fleet.pass(12, &[]);
+        assert_eq!((fleet.status(), fleet.rollout.course.wave, fleet.told().len()), ("running", 1, 1));
+    }
 }
 
 #[test]
@@ -226,6 +278,20 @@ fn silence_within_the_soak_time_counts_and_so_does_going_back() {
             assert!(fleet.reason().contains("fell silent"), "{}", fleet.reason());
         }
     }
+}
+
+#[test]
+fn while_an_agent_goes_back_and_has_not_said_why_there_is_nothing_to_write_down() {
+    let mut fleet = Fleet::of(20, terms());
+    let canary = fleet.first();
+    fleet.update(2);
+    fleet.reports(canary, "1.0.0", UpdateState { phase: UpdatePhase::Installing, ..UpdateState::default() });
+    fleet.settle();
+    fleet.later(1);
+    assert_eq!(fleet.rollout.step(&fleet.seen, &fleet.left_out, fleet.now), None);
+    fleet.reports(canary, "1.0.0", UpdateState::default());
+    fleet.settle();
+    assert!(fleet.reason().contains("went_back"), "{}", fleet.reason());
 }
 
 #[test]
@@ -380,6 +446,51 @@ fn exempted_agents_are_passed_by_and_don_t_stand_in_for_the_first_wave() {
 }
 
 #[test]
+fn who_could_not_be_told_for_hours_is_told_and_has_its_time_then() {
+    for why in ["left out", "unreached", "down"] {
+        let mut fleet = Fleet::of(1, Terms { soak_seconds: 86_400, ..terms() });
+        let canary = fleet.first();
+        match why {
+            "left out" => {
+                fleet.left_out.insert(canary, LeftOut::Excluded);
+                fleet.pass(120, &[]);
+                fleet.left_out.clear();
+            }
+            "unreached" => {
+                fleet.pass(5, &[canary]);
+                assert_eq!(fleet.standing(canary), &Standing::Unreached);
+                // Nor is it reached because this process has begun anew.
+                fleet.later(7200);
+                fleet.seen.get_mut(&canary).unwrap().quiet_since = fleet.now;
+                fleet.settle();
+                assert_eq!(fleet.standing(canary), &Standing::Unreached);
+                fleet.reports(canary, "1.0.0", UpdateState::default());
+            }
+            _ => {
+                // Told, and then nobody was there to hear it.
+                fleet.later(10);
+                fleet.everybody_reports(&[]);
+                fleet.settle();
+                fleet.later(7200);
+                fleet.seen.get_mut(&canary).unwrap().quiet_since = fleet.now;
+            }
+        }
+        fleet.settle();
+        assert_eq!((fleet.told(), fleet.status()), (BTreeSet::from([canary]), "running"), "{why}");
+        if why == "down" {
+            fleet.reports(canary, "1.1.0", UpdateState::default());
+            fleet.settle();
+            assert!(matches!(fleet.standing(canary), Standing::Updated { .. }));
+            continue;
+        }
+        fleet.pass(29, &[]);
+        assert_eq!(fleet.status(), "running", "{why}");
+        fleet.pass(3, &[]);
+        assert!(fleet.reason().contains("timed_out"), "{why}: {}", fleet.reason());
+    }
+}
+
+#[test]
 fn environments_that_come_are_in_the_last_wave_and_those_that_go_are_not_waited_for() {
     let mut fleet = Fleet::of(20, terms());
     let canary = fleet.first();
@@ -425,9 +536,13 @@ fn a_heartbeat_from_before_its_wave_is_not_answered_with_the_version() {
     let canary = fleet.first();
     let orders = Orders::new(Some(&fleet.rollout), None, true, &HashMap::new());
     let report = Report::new("1.0.0", None);
-    let before = fleet.now - SignedDuration::from_millis(1);
-    assert_eq!(orders.for_agent(canary, &report, before), None);
-    assert!(orders.for_agent(canary, &report, fleet.now).is_some());
+    // Nor is one that comes while the step is being written down, nor does it count as answered so.
+    assert_eq!(orders.for_agent(canary, &report, fleet.now), None);
+    fleet.everybody_reports(&[]);
+    fleet.pass(4, &[canary]);
+    assert_eq!((fleet.standing(canary), fleet.status()), (&Standing::Unreached, "running"));
+    let later = fleet.rollout.targets[&canary].asked.as_ref().unwrap().at;
+    assert!(orders.for_agent(canary, &report, later).is_some());
 }
 
 #[test]

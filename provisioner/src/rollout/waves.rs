@@ -22,7 +22,7 @@ pub struct Candidate {
 
 /// An agent's place in the queue: stable for one version, so that whoever tried it first tries it first again; another for the next
 /// version, so that it isn't always the same accounts that find the faults.
-fn place(version: &Version, environment: EnvironmentId) -> [u8; 32] {
+pub(super) fn place(version: &Version, environment: EnvironmentId) -> [u8; 32] {
     let mut hasher = Sha256::new();
     hasher.update(version.to_string());
     hasher.update([0]);
@@ -31,7 +31,7 @@ fn place(version: &Version, environment: EnvironmentId) -> [u8; 32] {
 }
 
 /// How many of `count` have been asked once each wave has begun. Each wave has at least one, as long as there is one.
-fn sizes(waves: &[u8], count: usize) -> Vec<usize> {
+pub(super) fn sizes(waves: &[u8], count: usize) -> Vec<usize> {
     let mut sizes = Vec::with_capacity(waves.len());
     let mut before = 0;
     for percent in waves {

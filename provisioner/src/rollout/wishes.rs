@@ -2,7 +2,9 @@
 
 use jiff::Timestamp;
 
+use super::judge::LEAD;
 use super::{Rollout, Standing, Status, Step, Target};
+use crate::environment::after;
 
 /// Why a request can't be met.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,7 +51,7 @@ impl Rollout {
                 Target { forgiven: target.forgiven || (forgives && target.counts_against()), ..target.clone() };
             forgiven += usize::from(next.forgiven != target.forgiven);
             if let (Standing::Pending { .. }, Some(asked)) = (&next.standing, &mut next.asked) {
-                asked.at = now;
+                asked.at = after(now, LEAD);
             }
             if next != *target {
                 targets.push(next);

@@ -80,6 +80,17 @@ impl Fleet {
         answer["desired_version"].as_str().map(ToOwned::to_owned)
     }
 
+    /// Returns once all who are asked are told with their next heartbeat.
+    async fn until_told(&self, rollout: &Value) {
+        let seen = self.show(rollout).await;
+        let pending = seen["agents"].as_array().unwrap().iter().filter(|agent| agent["standing"] == "pending");
+        let asked = pending.map(|agent| agent["asked_at"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap());
+        if let Some(last) = asked.max() {
+            let wait = Duration::try_from(last.duration_since(jiff::Timestamp::now())).unwrap_or_default();
+            tokio::time::sleep(wait).await;
+        }
+    }
+
     /// Those who are told `version` while all report 1.0.0, in order.
     async fn told(&self, version: &str) -> Vec<usize> {
         let mut told = Vec::new();
@@ -129,7 +140,9 @@ impl Fleet {
     }
 
     async fn until_wave(&self, rollout: &Value, wave: u64) -> Value {
-        self.until(rollout, |seen| seen["wave"] == wave).await
+        let seen = self.until(rollout, |seen| seen["wave"] == wave).await;
+        self.until_told(rollout).await;
+        seen
     }
 
     async fn until_is(&self, rollout: &Value, status: &str) -> Value {
@@ -249,6 +262,7 @@ async fn paused_nobody_is_told_and_aborted_another_can_begin() {
     }
     assert_eq!(fleet.told("1.1.0").await.len(), 0);
     fleet.steer(&rollout, "resume").await;
+    fleet.until_told(&rollout).await;
     assert_eq!(fleet.told("1.1.0").await.len(), 1);
     for _ in 0..2 {
         let (status, aborted) = fleet.steer(&rollout, "abort").await;
@@ -390,6 +404,7 @@ async fn an_environment_that_is_given_up_is_not_waited_for() {
     let canary = fleet.told("1.1.0").await[0];
     fleet.rig.delete(["a", "b", "c"][canary], 10).await;
     fleet.rig.until_status(["a", "b", "c"][canary], EnvironmentStatus::Deprovisioned).await;
-    let seen = fleet.until_wave(&rollout, 2).await;
-    assert_eq!(seen["counts"]["gone"], 1);
+    // It has proved nothing: another one is the first to try the version.
+    let seen = fleet.until(&rollout, |seen| seen["counts"]["gone"] == 1 && seen["counts"]["pending"] == 1).await;
+    assert_eq!((&seen["wave"], &seen["counts"]["waiting"]), (&json!(1), &json!(1)));
 }
