@@ -6,13 +6,13 @@
 // What tests are made of may fail as loudly as the tests themselves.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
-use crate::{backend, egress, engine, http, instance, mcp, store};
+use crate::{backend, egress, engine, http, instance, mcp, store, update};
 
 /// Takes any bytes, and fails when something isn't as it must be.
 pub type Target = fn(&[u8]);
 
 /// Every target by name, which is also that of its corpus.
-pub const TARGETS: [(&str, Target); 17] = [
+pub const TARGETS: [(&str, Target); 18] = [
     ("deploy", engine::docker::fuzzed::deploy),
     ("update", engine::docker::fuzzed::update),
     ("group", engine::docker::fuzzed::group),
@@ -30,6 +30,7 @@ pub const TARGETS: [(&str, Target); 17] = [
     ("probe", mcp::fuzzed_probe),
     ("events", mcp::link::sse::fuzzed_events),
     ("backend", backend::fuzzed_answer),
+    ("release", update::fuzzed_release),
 ];
 
 /// Runs the target called `name`.

@@ -11,6 +11,8 @@
 mod asking;
 pub mod cli;
 mod course;
+#[cfg(any(test, fuzzing))]
+mod fuzzed;
 mod gate;
 mod host;
 mod memory;
@@ -21,4 +23,6 @@ mod stage;
 pub mod vitals;
 
 pub use asking::{NotAsked, Updates};
+#[cfg(any(test, fuzzing))]
+pub(crate) use fuzzed::release as fuzzed_release;
 pub use places::Places;
