@@ -13,6 +13,7 @@ use dtma_release::Version;
 use jiff::Timestamp;
 use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -76,6 +77,8 @@ struct Desk {
     completed: Option<Rollout>,
     /// What the completed one brought can still be installed.
     offers_fleet: bool,
+    /// When that was looked at.
+    looked_at: Option<Instant>,
 }
 
 /// Why a request about rollouts can't be met.
@@ -138,7 +141,7 @@ impl Rollouts {
             parts.releases.has_proved_itself(completed.terms.version.clone());
         }
         let preferences = RwLock::new(parts.store.preferences().await?);
-        let desk = Desk { open, completed, offers_fleet: false };
+        let desk = Desk { open, completed, offers_fleet: false, looked_at: None };
         let rollouts = Self {
             parts,
             desk: Mutex::new(desk),
@@ -184,12 +187,12 @@ impl Rollouts {
     /// One look. Answers whether anything has changed.
     async fn pass(&self) -> Result<bool, StoreError> {
         let mut desk = self.desk.lock().await;
-        let Some(open) = &desk.open else {
-            if self.look_at_fleet(&mut desk).await {
-                self.publish(&desk);
-            }
-            return Ok(false);
-        };
+        // Also while one is open: those who aren't of it are told of the completed one.
+        let due = desk.looked_at.is_none_or(|at| at.elapsed() >= self.parts.pace.idle);
+        if (desk.open.is_none() || due) && self.look_at_fleet(&mut desk).await {
+            self.publish(&desk);
+        }
+        let Some(open) = &desk.open else { return Ok(false) };
         let now = Timestamp::now();
         let Some(step) = open.step(&self.parts.board.roll().seen(), &self.left_out(), now) else { return Ok(false) };
         self.commit(&mut desk, step, now).await?;
@@ -227,6 +230,7 @@ impl Rollouts {
     /// Whether what the fleet has gone to can be installed still; agents aren't sent after what they would refuse. Answers whether
     /// that has changed.
     async fn look_at_fleet(&self, desk: &mut Desk) -> bool {
+        desk.looked_at = Some(Instant::now());
         let Some(completed) = &desk.completed else { return false };
         let found = self.parts.releases.signed(completed.terms.version.clone()).await;
         let offers = found.is_ok();

@@ -193,6 +193,23 @@ async fn a_rollout_reaches_all_and_new_droplets_begin_with_its_version() {
 }
 
 #[tokio::test]
+async fn nobody_is_sent_after_a_release_that_is_gone_also_while_another_rollout_is_open() {
+    let fleet = Fleet::start().await;
+    let first = fleet.begin("1.1.0").await;
+    fleet.complete(&first, "1.1.0").await;
+    let second = fleet.begin("1.2.0").await;
+    fleet.steer(&second, "pause").await;
+    assert_eq!(fleet.report(0, "1.0.0", idle()).await.as_deref(), Some("1.1.0"));
+    std::fs::remove_dir_all(fleet.folder.path().join("1.1.0")).unwrap();
+    let told_no_more = async {
+        while fleet.report(0, "1.0.0", idle()).await.is_some() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), told_no_more).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_halted_rollout_says_why_tells_nobody_and_goes_on_when_it_is_resumed() {
     let fleet = Fleet::start().await;
     let rollout = fleet.begin("1.1.0").await;
