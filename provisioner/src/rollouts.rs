@@ -13,6 +13,7 @@ use dtma_release::Version;
 use jiff::Timestamp;
 use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -76,6 +77,10 @@ struct Desk {
     completed: Option<Rollout>,
     /// What the completed one brought can still be installed.
     offers_fleet: bool,
+    /// When that was looked at.
+    looked_at: Option<Instant>,
+    /// A new rollout may be in the database, or not: the database has to be asked.
+    unsure: bool,
 }
 
 /// Why a request about rollouts can't be met.
@@ -97,6 +102,12 @@ pub enum RolloutError {
     /// Another process has just started one.
     #[error("another rollout has just been started")]
     JustStarted,
+    /// The database has it open, and yet this process doesn't carry it on.
+    #[error(
+        "this provisioner doesn't carry on the rollout {0}, which the database has open; ask again in a moment, and if it stays so, see that only one \
+         provisioner runs, and restart it"
+    )]
+    Elsewhere(RolloutId),
     /// It isn't one that agents would take.
     #[error("this version can't be rolled out: {0}")]
     Release(#[source] NoRelease),
@@ -138,7 +149,7 @@ impl Rollouts {
             parts.releases.has_proved_itself(completed.terms.version.clone());
         }
         let preferences = RwLock::new(parts.store.preferences().await?);
-        let desk = Desk { open, completed, offers_fleet: false };
+        let desk = Desk { open, completed, offers_fleet: false, looked_at: None, unsure: false };
         let rollouts = Self {
             parts,
             desk: Mutex::new(desk),
@@ -184,49 +195,55 @@ impl Rollouts {
     /// One look. Answers whether anything has changed.
     async fn pass(&self) -> Result<bool, StoreError> {
         let mut desk = self.desk.lock().await;
-        let Some(open) = &desk.open else {
-            if self.look_at_fleet(&mut desk).await {
-                self.publish(&desk);
-            }
-            return Ok(false);
-        };
+        // Also while one is open: those who aren't of it are told of the completed one.
+        let due = desk.looked_at.is_none_or(|at| at.elapsed() >= self.parts.pace.idle);
+        if (desk.open.is_none() || due) && self.look_at_fleet(&mut desk).await {
+            self.publish(&desk);
+        }
+        if desk.unsure {
+            desk.open = self.parts.store.open_rollout().await?;
+            desk.unsure = false;
+            self.publish(&desk);
+        }
+        let Some(open) = &desk.open else { return Ok(false) };
         let now = Timestamp::now();
         let Some(step) = open.step(&self.parts.board.roll().seen(), &self.left_out(), now) else { return Ok(false) };
-        self.commit(&mut desk, step, now).await?;
+        let open = open.clone();
+        self.commit(&mut desk, open, step, now).await?;
         Ok(true)
     }
 
-    /// On disk, then true, then told.
-    async fn commit(&self, desk: &mut Desk, step: Step, now: Timestamp) -> Result<(), StoreError> {
-        let Some(open) = &desk.open else { return Ok(()) };
-        let told = open.course.history.len();
+    /// On disk, then true, then told. Answers with what has become of `open`, which is the desk's.
+    async fn commit(&self, desk: &mut Desk, open: Rollout, step: Step, now: Timestamp) -> Result<Rollout, StoreError> {
+        let (told, was_halted) = (open.course.history.len(), matches!(open.course.status, Status::Halted { .. }));
         let changed: Vec<EnvironmentId> = step.targets.iter().map(|target| target.environment).collect();
-        let mut next = open.clone();
+        let mut next = open;
         next.apply(step, now);
         self.parts.store.keep_rollout(&next, &changed).await?;
         for line in next.course.history.iter().skip(told) {
             tracing::info!(rollout = %next.id, version = %next.terms.version, "{}", line.message);
         }
-        if matches!(next.course.status, Status::Halted { .. }) && next.course.status != open.course.status {
+        if matches!(next.course.status, Status::Halted { .. }) && !was_halted {
             self.parts.metrics.rollout_halted();
         }
         match next.course.status {
             Status::Completed { .. } => {
                 self.parts.releases.has_proved_itself(next.terms.version.clone());
-                desk.completed = Some(next);
+                desk.completed = Some(next.clone());
                 desk.open = None;
                 self.look_at_fleet(desk).await;
             }
             Status::Aborted { .. } => desk.open = None,
-            Status::Running | Status::Paused { .. } | Status::Halted { .. } => desk.open = Some(next),
+            Status::Running | Status::Paused { .. } | Status::Halted { .. } => desk.open = Some(next.clone()),
         }
         self.publish(desk);
-        Ok(())
+        Ok(next)
     }
 
     /// Whether what the fleet has gone to can be installed still; agents aren't sent after what they would refuse. Answers whether
     /// that has changed.
     async fn look_at_fleet(&self, desk: &mut Desk) -> bool {
+        desk.looked_at = Some(Instant::now());
         let Some(completed) = &desk.completed else { return false };
         let found = self.parts.releases.signed(completed.terms.version.clone()).await;
         let offers = found.is_ok();
@@ -284,8 +301,15 @@ impl Rollouts {
             })
             .collect();
         let rollout = Rollout::new(RolloutId(Uuid::now_v7()), terms, &candidates, now);
-        if !self.parts.store.add_rollout(&rollout).await? {
-            return Err(RolloutError::JustStarted);
+        match self.parts.store.add_rollout(&rollout).await {
+            Ok(true) => {}
+            Ok(false) => return Err(RolloutError::JustStarted),
+            Err(error) => {
+                // It may have been written down all the same.
+                desk.unsure = true;
+                self.work.notify_one();
+                return Err(error.into());
+            }
         }
         tracing::info!(rollout = %rollout.id, version = %rollout.terms.version, agents = candidates.len(), "a rollout begins");
         desk.open = Some(rollout.clone());
@@ -311,9 +335,10 @@ impl Rollouts {
             Wish::Abort => rollout.abort(now)?,
         };
         let Some(step) = step else { return Ok(rollout) };
-        let mut after = rollout;
-        after.apply(step.clone(), now);
-        self.commit(&mut desk, step, now).await?;
+        if desk.open.as_ref().is_none_or(|open| open.id != id) {
+            return Err(RolloutError::Elsewhere(id));
+        }
+        let after = self.commit(&mut desk, rollout, step, now).await?;
         self.work.notify_one();
         Ok(after)
     }

@@ -161,6 +161,7 @@ impl ApiError {
             Self::Rollout(RolloutError::AnotherOpen { .. } | RolloutError::JustStarted) => {
                 (StatusCode::CONFLICT, "rollout_open")
             }
+            Self::Rollout(RolloutError::Elsewhere(_)) => (StatusCode::CONFLICT, "rollout_elsewhere"),
             Self::Rollout(RolloutError::Impossible(_)) => (StatusCode::CONFLICT, "rollout_over"),
             Self::Rollout(RolloutError::Release(error)) => match error {
                 NoRelease::Missing(_) => (StatusCode::UNPROCESSABLE_ENTITY, "release_unknown"),

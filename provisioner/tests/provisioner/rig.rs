@@ -22,8 +22,8 @@ use dtma_provisioner::reconcile::plan::Policy;
 use dtma_provisioner::reconcile::{Pace, Reconciler};
 use dtma_provisioner::releases::{Releases, Trust};
 use dtma_provisioner::rollouts::{RolloutPace, RolloutParts, Rollouts};
-use dtma_provisioner::store::Store;
 use dtma_provisioner::store::sqlite::SqliteStore;
+use dtma_provisioner::store::{RolloutStore, Store};
 use dtma_release::PublicKeys;
 use http_body_util::BodyExt;
 use jiff::Timestamp;
@@ -94,6 +94,8 @@ pub(crate) struct Wishes {
     pub(crate) silent_after_seconds: u64,
     /// Where the database is to be, if not in the rig's own folder.
     pub(crate) database: Option<PathBuf>,
+    /// What stands between the rollouts and their database.
+    pub(crate) rollout_store: fn(Arc<SqliteStore>) -> Arc<dyn RolloutStore>,
     pub(crate) cloud: Arc<FakeCloud>,
 }
 
@@ -113,6 +115,7 @@ impl Default for Wishes {
             },
             silent_after_seconds: 180,
             database: None,
+            rollout_store: |store| store,
             cloud: Arc::default(),
         }
     }
@@ -154,7 +157,7 @@ impl Rig {
         let (heartbeats, _) = Heartbeats::start(Arc::clone(&store), Arc::clone(&metrics));
         let stop = CancellationToken::new();
         let parts = RolloutParts {
-            store: sqlite,
+            store: (wishes.rollout_store)(sqlite),
             board: Arc::clone(&board),
             releases: Arc::clone(&releases),
             metrics: Arc::clone(&metrics),

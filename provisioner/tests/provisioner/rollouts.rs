@@ -1,8 +1,16 @@
 //! Rollouts over the internal API, on real router, loop and database; agents are played by the tests.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
 use dtma_api::EnvironmentId;
 use dtma_api::environment::EnvironmentStatus;
+use dtma_provisioner::rollout::{Preference, Rollout, RolloutId};
 use dtma_provisioner::rollouts::RolloutPace;
+use dtma_provisioner::store::sqlite::SqliteStore;
+use dtma_provisioner::store::{RolloutStore, StoreError, StoredHeartbeat, Summary};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -84,9 +92,9 @@ impl Fleet {
     async fn until_told(&self, rollout: &Value) {
         let seen = self.show(rollout).await;
         let pending = seen["agents"].as_array().unwrap().iter().filter(|agent| agent["standing"] == "pending");
-        let asked = pending.map(|agent| agent["asked_at"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap());
+        let asked = pending.map(|agent| agent["asked_at"].as_str().unwrap().parse::<Timestamp>().unwrap());
         if let Some(last) = asked.max() {
-            let wait = Duration::try_from(last.duration_since(jiff::Timestamp::now())).unwrap_or_default();
+            let wait = Duration::try_from(last.duration_since(Timestamp::now())).unwrap_or_default();
             tokio::time::sleep(wait).await;
         }
     }
@@ -190,6 +198,23 @@ async fn a_rollout_reaches_all_and_new_droplets_begin_with_its_version() {
         (Some("completed"), &json!({"updated": 3}))
     );
     assert_eq!(fleet.steer(&rollout, "resume").await.1["code"], "rollout_over");
+}
+
+#[tokio::test]
+async fn nobody_is_sent_after_a_release_that_is_gone_also_while_another_rollout_is_open() {
+    let fleet = Fleet::start().await;
+    let first = fleet.begin("1.1.0").await;
+    fleet.complete(&first, "1.1.0").await;
+    let second = fleet.begin("1.2.0").await;
+    fleet.steer(&second, "pause").await;
+    assert_eq!(fleet.report(0, "1.0.0", idle()).await.as_deref(), Some("1.1.0"));
+    std::fs::remove_dir_all(fleet.folder.path().join("1.1.0")).unwrap();
+    let told_no_more = async {
+        while fleet.report(0, "1.0.0", idle()).await.is_some() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), told_no_more).await.unwrap();
 }
 
 #[tokio::test]
@@ -371,13 +396,84 @@ async fn who_was_told_before_a_restart_is_known_after_it() {
         releases: Some(fleet.folder.path().to_owned()),
         maker: Some(fleet.maker.keys()),
         database,
-        cloud: std::sync::Arc::clone(&fleet.rig.cloud),
+        cloud: Arc::clone(&fleet.rig.cloud),
         ..Wishes::default()
     };
     let after = Rig::with(wishes, async |_: &dyn dtma_provisioner::store::Store| {}).await;
     fleet.rig = after;
     let halted = fleet.until_is(&rollout, "halted").await;
     assert_eq!(halted["reason"], "1 of 1 agents of wave 1 fell silent");
+}
+
+/// Writes a new rollout down, and then says that it couldn't.
+struct Mute(Arc<SqliteStore>);
+
+#[async_trait]
+impl RolloutStore for Mute {
+    async fn add_rollout(&self, rollout: &Rollout) -> Result<bool, StoreError> {
+        self.0.add_rollout(rollout).await?;
+        Err(StoreError { operation: "adding a rollout", passing: true, source: "the connection broke".into() })
+    }
+    async fn keep_rollout(&self, rollout: &Rollout, changed: &[EnvironmentId]) -> Result<(), StoreError> {
+        self.0.keep_rollout(rollout, changed).await
+    }
+    async fn open_rollout(&self) -> Result<Option<Rollout>, StoreError> {
+        self.0.open_rollout().await
+    }
+    async fn completed_rollout(&self) -> Result<Option<Rollout>, StoreError> {
+        self.0.completed_rollout().await
+    }
+    async fn rollout(&self, id: RolloutId) -> Result<Option<Rollout>, StoreError> {
+        self.0.rollout(id).await
+    }
+    async fn rollouts(&self, limit: u32) -> Result<Vec<Summary>, StoreError> {
+        self.0.rollouts(limit).await
+    }
+    async fn heartbeats(&self) -> Result<Vec<StoredHeartbeat>, StoreError> {
+        self.0.heartbeats().await
+    }
+    async fn preferences(&self) -> Result<HashMap<EnvironmentId, Preference>, StoreError> {
+        self.0.preferences().await
+    }
+    async fn prefer(&self, id: EnvironmentId, preference: &Preference, now: Timestamp) -> Result<(), StoreError> {
+        self.0.prefer(id, preference, now).await
+    }
+}
+
+#[tokio::test]
+async fn a_rollout_that_was_written_down_is_carried_on_also_where_the_database_said_otherwise() {
+    let fleet = Fleet::with(Wishes { rollout_store: |store| Arc::new(Mute(store)), ..Wishes::default() }).await;
+    let body = json!({"version": "1.1.0", "waves": [1, 100], "soak_seconds": 0});
+    let (status, answer) = fleet.rig.internal("POST", "/internal/rollouts", Some(body)).await;
+    assert_eq!((status, answer["code"].as_str()), (503, Some("database_unavailable")), "{answer}");
+    let (_, list) = fleet.rig.internal("GET", "/internal/rollouts", None).await;
+    let rollout = list["data"][0].clone();
+    fleet.until_wave(&rollout, 1).await;
+    let (status, aborted) = fleet.steer(&rollout, "abort").await;
+    assert_eq!((status, aborted["data"]["status"].as_str()), (200, Some("aborted")), "{aborted}");
+    assert_eq!(fleet.show(&rollout).await["status"], "aborted");
+}
+
+#[tokio::test]
+async fn what_another_process_carries_on_is_not_said_to_be_aborted() {
+    let kept = tempfile::tempdir().unwrap();
+    let database = Some(kept.path().join("db.sqlite"));
+    let mut fleet = Fleet::with(Wishes { database: database.clone(), ..Wishes::default() }).await;
+    let wishes = Wishes {
+        release: false,
+        releases: Some(fleet.folder.path().to_owned()),
+        maker: Some(fleet.maker.keys()),
+        database,
+        cloud: Arc::clone(&fleet.rig.cloud),
+        ..Wishes::default()
+    };
+    let other = Rig::with(wishes, async |_: &dyn dtma_provisioner::store::Store| {}).await;
+    let rollout = fleet.begin("1.1.0").await;
+    let first = std::mem::replace(&mut fleet.rig, other);
+    let (status, answer) = fleet.steer(&rollout, "abort").await;
+    assert_eq!((status, answer["code"].as_str()), (409, Some("rollout_elsewhere")), "{answer}");
+    assert_eq!(fleet.show(&rollout).await["status"], "running");
+    drop(first);
 }
 
 #[tokio::test]
