@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use stack::command::{Job, tail_of};
 use stack::stack::remove_stale;
-use stack::{StackError, Workspace, host, prepare};
+use stack::{StackError, Unwatched, Workspace, host, prepare, release};
 
 use crate::demo;
 use crate::interrupt::interrupted;
@@ -73,7 +73,13 @@ async fn steps(options: &Options, workspace: &Workspace, summary: &mut Summary, 
     let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny=warnings"];
     cargo("lints", &lints, workspace, summary, terminal).await;
     let plain = ["test", "--workspace", "--no-fail-fast"];
-    cargo("tests", &plain, workspace, summary, terminal).await;
+    // The release ends in one long compilation that leaves a core to others. Whatever comes of it is told in its own step, which does it again.
+    let early = async {
+        if !options.quick {
+            drop(release::release(workspace, None, &Unwatched).await);
+        }
+    };
+    tokio::join!(cargo("tests", &plain, workspace, summary, terminal), early);
     if options.quick || !programs_and_images(workspace, summary, terminal).await {
         return;
     }

@@ -15,7 +15,7 @@ use crate::offers::Makers;
 
 /// How many droplets: all that the local cloud gives an account, or fewer where a machine has other things to do.
 fn fleet_size() -> usize {
-    std::env::var("DTMA_STORY_FLEET").ok().and_then(|text| text.parse().ok()).unwrap_or(6)
+    std::env::var("DTMA_STORY_FLEET").ok().and_then(|text| text.parse().ok()).unwrap_or(4)
 }
 
 struct Fleet {
