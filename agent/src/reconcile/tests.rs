@@ -118,6 +118,8 @@ impl Agent {
     async fn kill(self) {
         self.task.abort();
         assert!(self.task.await.unwrap_err().is_cancelled());
+        // A write that is under way in a thread would end with a process. Here it has to be over before the next agent's.
+        drop(self.instances.shared.desk().await);
     }
 
     /// Waits until `reached`, which it has to be at some time.
