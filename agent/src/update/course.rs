@@ -367,7 +367,10 @@ impl Course<'_> {
 
         let verdict = match self.host.reload().and_then(|()| self.host.restart()) {
             Ok(()) => self.watch(Gate::new(&trial.version, baseline, before, self.patience)),
-            Err(error) => Some(Shortcoming { code: "systemd", what: chain(&error) }),
+            Err(error) => {
+                let code = if self.host.is_going_down() { INTERRUPTED } else { "systemd" };
+                Some(Shortcoming { code, what: chain(&error) })
+            }
         };
         match verdict {
             None => {
@@ -451,7 +454,8 @@ impl Course<'_> {
                         Verdict::Failed(shortcoming) => return Some(shortcoming),
                     }
                 }
-                Err(error) => return Some(Shortcoming { code: "systemd", what: chain(&error) }),
+                // That systemd doesn't answer is no version's doing.
+                Err(error) => return Some(Shortcoming { code: INTERRUPTED, what: chain(&error) }),
             }
             self.host.pause(LOOK_EVERY);
         }

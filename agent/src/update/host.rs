@@ -33,6 +33,13 @@ pub(super) struct HostError {
     source: Option<io::Error>,
 }
 
+#[cfg(test)]
+impl HostError {
+    pub(super) fn refused() -> Self {
+        Self { what: "refused".to_owned(), source: None }
+    }
+}
+
 /// Why a program doesn't say what it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unrunnable {
@@ -52,6 +59,8 @@ pub(super) trait Host {
     fn reload(&self) -> Result<(), HostError>;
     /// Has the agent started anew; doesn't wait for it.
     fn restart(&self) -> Result<(), HostError>;
+    /// The droplet is going down, or systemd can't even be asked: nothing it refuses now is anybody's fault.
+    fn is_going_down(&self) -> bool;
     /// Which of the units beside the agent's systemd can't load.
     fn missing_units(&self) -> Result<Vec<String>, HostError>;
     /// The metadata guard does its work again, by the script that is good now.
@@ -131,6 +140,13 @@ impl Host for Systemd {
     fn restart(&self) -> Result<(), HostError> {
         // At boot this is asked before the agent may start: waiting for it would be waiting for ourselves.
         run("systemctl", &["--no-block", "restart", AGENT]).map(drop)
+    }
+
+    fn is_going_down(&self) -> bool {
+        // Its exit code says whether all is well, which isn't the question.
+        let state = Command::new("systemctl").arg("is-system-running").stdin(Stdio::null()).output();
+        let state = state.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+        matches!(state.as_str(), "" | "stopping" | "offline" | "unknown")
     }
 
     fn missing_units(&self) -> Result<Vec<String>, HostError> {

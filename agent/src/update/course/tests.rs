@@ -201,6 +201,17 @@ fn a_version_whose_updater_systemd_cannot_load_is_not_kept() {
 }
 
 #[test]
+fn what_systemd_refuses_is_the_versions_fault_unless_the_droplet_is_going_down() {
+    for (goes_down, expected, failed) in [(true, "interrupted", 0), (false, "systemd", 1)] {
+        let mut droplet = Droplet::new();
+        (droplet.refuses, droplet.goes_down) = (true, goes_down);
+        assert_eq!(code(&apply(&droplet, &Offer::new("1.1.0"))), (UpdateOutcome::Reverted, expected));
+        droplet.assert_settled("1.0.0");
+        assert_eq!(droplet.memory().shown.failed_versions.len(), failed);
+    }
+}
+
+#[test]
 fn what_is_nobodys_fault_is_not_held_against_a_version() {
     let ended = Droplet::new().with("1.1.0", Conduct { is_ended_after: Some(20), ..Conduct::default() });
     let mut dockerless = Droplet::new();

@@ -46,6 +46,9 @@ pub(super) struct Droplet {
     pub(super) counts_on: bool,
     /// From the first restart on.
     pub(super) docker_goes: bool,
+    /// systemd takes no version on trial, perhaps because all of it is going down.
+    pub(super) refuses: bool,
+    pub(super) goes_down: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -90,6 +93,8 @@ impl Droplet {
             starts: RefCell::default(),
             counts_on: false,
             docker_goes: false,
+            refuses: false,
+            goes_down: false,
         };
         droplet.live();
         droplet
@@ -175,6 +180,9 @@ impl Host for Droplet {
     }
 
     fn reload(&self) -> Result<(), HostError> {
+        if self.refuses && self.places.read(Link::Current).unwrap() != self.places.read(Link::Good).unwrap() {
+            return Err(HostError::refused());
+        }
         *self.loaded.borrow_mut() = self.places.read(Link::Current).unwrap();
         Ok(())
     }
@@ -190,6 +198,10 @@ impl Host for Droplet {
         self.places.fuse.fill_disk(self.conduct(&started).fills_disk);
         *self.agent.borrow_mut() = Agent { version: started, pid, since, restarts };
         Ok(())
+    }
+
+    fn is_going_down(&self) -> bool {
+        self.goes_down
     }
 
     fn missing_units(&self) -> Result<Vec<String>, HostError> {
