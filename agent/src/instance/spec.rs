@@ -170,7 +170,8 @@ impl TryFrom<String> for ImageReference {
             }
             Some(_) | None => name,
         };
-        if digest_valid && tag_valid && path.split('/').all(valid_component) {
+        // As registries have it; without this a name could be too long to be given its tag.
+        if digest_valid && tag_valid && name.len() <= 255 && path.split('/').all(valid_component) {
             Ok(Self(text))
         } else {
             Err(InvalidImageReference)
