@@ -6,6 +6,7 @@
 //! to whoever sent us; `update` asks for another version of the agent, and holds the updater that brings it; `config` is the only one to read the environment.
 
 pub mod backend;
+pub mod causes;
 pub mod config;
 pub mod disks;
 pub mod egress;

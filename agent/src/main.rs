@@ -77,12 +77,7 @@ fn main() -> ExitCode {
     match start(settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("dtma-agent: {error}");
-            let mut cause = error.source();
-            while let Some(inner) = cause {
-                eprintln!("  because: {inner}");
-                cause = inner.source();
-            }
+            eprintln!("dtma-agent: {}", dtma_agent::causes::line_by_line(error.as_ref()));
             ExitCode::FAILURE
         }
     }

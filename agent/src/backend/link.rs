@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::client::{BackendClient, BackendError};
 use super::pace::{backoff, chance, jittered};
 use super::secrets::{Access, BackendSecrets};
+use crate::causes::in_one_line as chain;
 use crate::config::Backend;
 use crate::http::callers::Callers;
 use crate::store::identity::{Enrolment, Identity};
@@ -402,10 +403,4 @@ impl Reporter {
     fn publish_access(&self) {
         self.access.send_replace(Some(Access { client: self.client.clone(), bearer: self.bearer.clone() }));
     }
-}
-
-/// An error and all its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

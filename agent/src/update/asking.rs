@@ -151,15 +151,8 @@ fn due(desired: &Version, running: &str, state: &UpdateState, now: Timestamp) ->
     if age.is_negative() {
         return true;
     }
-    match last.outcome {
-        UpdateOutcome::Failed => age >= AGAIN,
-        UpdateOutcome::Refused => age >= AGAIN_REFUSED,
-        // Interrupted: nobody's fault, so far. What did fail is among the failed versions.
-        UpdateOutcome::Reverted => age >= AGAIN,
-        UpdateOutcome::Updated | UpdateOutcome::UpToDate | UpdateOutcome::RolledBack | UpdateOutcome::Unknown => {
-            age >= AGAIN
-        }
-    }
+    // Reverted and not among the failed versions: interrupted, which is nobody's fault so far.
+    age >= if last.outcome == UpdateOutcome::Refused { AGAIN_REFUSED } else { AGAIN }
 }
 
 #[cfg(test)]

@@ -79,12 +79,7 @@ pub fn main(words: &[String]) -> ExitCode {
         Asked::Undo => undo(&places),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("dtma-agent update: {error}");
-        let mut cause = error.source();
-        while let Some(inner) = cause {
-            eprintln!("  because: {inner}");
-            cause = inner.source();
-        }
+        eprintln!("dtma-agent update: {}", crate::causes::line_by_line(error.as_ref()));
         ExitCode::FAILURE
     })
 }
@@ -113,7 +108,7 @@ fn parse(words: &[String]) -> Result<Asked, String> {
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 /// Hands what a course needs to `work`.
-fn with_course<T>(places: &Places, updating: &Updating, work: impl FnOnce(&Course<'_>) -> T) -> Result<T, Failed> {
+fn with_course<T>(places: &Places, updating: &Updating, work: impl FnOnce(&Course<'_>) -> T) -> T {
     // Only fails when a provider is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let keys: Result<PublicKeys, KeysError> = PublicKeys::parse(RELEASE_KEYS);
@@ -126,14 +121,13 @@ fn with_course<T>(places: &Places, updating: &Updating, work: impl FnOnce(&Cours
         channel: updating.channel,
         patience: Patience { ready: updating.ready, soak: updating.soak, ..Patience::default() },
     };
-    Ok(work(&course))
+    work(&course)
 }
 
 fn check(places: &Places, version: Option<Version>) -> Result<ExitCode, Failed> {
     let updating = Settings::updating_of_process()?;
     let wanted = version.map_or(Wanted::Newest(updating.channel), Wanted::Version);
-    let found = with_course(places, &updating, |course| course.check(&wanted))?;
-    let (good, manifest, standing) = found?;
+    let (good, manifest, standing) = with_course(places, &updating, |course| course.check(&wanted))?;
     match standing {
         Standing::Newer => println!(
             "version {} can be installed ({}, issued {}); {good} is in use",
@@ -229,7 +223,7 @@ fn run(places: &Places) -> Result<ExitCode, Failed> {
         };
         tracing::info!("{}", sentence(&ended));
         Ok(())
-    })?;
+    });
     done?;
     settings?;
     Ok(ExitCode::SUCCESS)
@@ -276,7 +270,7 @@ fn undo(places: &Places) -> Result<ExitCode, Failed> {
         eprintln!("an updater or installer is at work");
         return Ok(ExitCode::from(BUSY));
     };
-    match with_course(places, &Updating::default(), |course| course.recover())? {
+    match with_course(places, &Updating::default(), |course| course.recover()) {
         Ok(None) => {}
         Ok(Some(ended)) => tracing::warn!("{}", sentence(&ended)),
         // Nothing to undo where nothing was installed by this version's rules.

@@ -22,6 +22,7 @@ use super::places::{Link, Places, remove_if_there};
 use super::source::{FetchError, Source, Wanted};
 use super::stage::{self, StageError};
 use super::vitals::Vitals;
+use crate::causes::in_one_line as chain;
 
 /// How often the agent is looked at while it is on trial.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -79,7 +80,7 @@ impl Stop {
         }
     }
 
-    fn failed(code: &str, error: &dyn std::error::Error, version: Option<&Version>) -> Self {
+    fn failed(code: &str, error: &(dyn std::error::Error + 'static), version: Option<&Version>) -> Self {
         Self { outcome: UpdateOutcome::Failed, code: code.to_owned(), reason: chain(error), version: version.cloned() }
     }
 }
@@ -190,7 +191,11 @@ impl Course<'_> {
     }
 
     /// What was asked for can't even be begun, for want of settings. Remembered as any other end.
-    pub(super) fn fail(&self, code: &str, why: &dyn std::error::Error) -> Result<UpdateResult, CourseError> {
+    pub(super) fn fail(
+        &self,
+        code: &str,
+        why: &(dyn std::error::Error + 'static),
+    ) -> Result<UpdateResult, CourseError> {
         let good = self.good()?;
         let mut memory = Memory::load(self.places, &good)?;
         let ended = result(UpdateOutcome::Failed, &good, None, Some((code, &chain(why))), self.host.now());
@@ -571,12 +576,6 @@ fn fetch_code(error: &FetchError) -> &'static str {
         FetchError::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => "no_space",
         FetchError::Write { .. } => "disk",
     }
-}
-
-/// An error and all its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 #[cfg(test)]

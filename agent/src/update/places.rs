@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt 
 use std::path::{Component, Path, PathBuf};
 
 use dtma_release::Version;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 
 /// Everything the updater reads and writes.
 #[derive(Debug, Clone)]
@@ -223,6 +223,12 @@ impl Places {
         self.fuse.burn()?;
         Ok(())
     }
+}
+
+/// Opens a file in a folder that belongs to the agent's user, for root: through no link, and without waiting for a pipe's other end.
+pub(super) fn open_of_the_agents(path: &Path) -> io::Result<File> {
+    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).map_err(io::Error::other)?;
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
 /// Removes a file that need not be there.

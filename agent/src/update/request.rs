@@ -2,12 +2,12 @@
 //! checked in the same way, never say where from or with what key.
 
 use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use dtma_release::Version;
-use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
+
+use super::places::open_of_the_agents;
 
 /// A request is a line.
 const MAX_BYTES: u64 = 4096;
@@ -22,9 +22,7 @@ pub(super) struct Request {
 
 /// Takes the request that lies there; none when there is none. What can't be read is taken, too, and is an error.
 pub(super) fn take(path: &Path) -> io::Result<Option<Request>> {
-    // Not through a link: the folder belongs to the agent's user, and this runs as root.
-    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).map_err(io::Error::other)?;
-    let file = match std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path) {
+    let file = match open_of_the_agents(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => {

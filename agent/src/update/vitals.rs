@@ -3,15 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-use super::places::Places;
+use super::places::{Places, open_of_the_agents};
 
 /// How often it is written while the agent lives.
 pub const EVERY: Duration = Duration::from_secs(1);
@@ -78,9 +76,7 @@ impl Vitals {
 
     /// Reads it; none when there is none, or it isn't one.
     pub(super) fn read(path: &Path) -> Option<Self> {
-        // Not through a link: the folder belongs to the agent's user.
-        let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).ok()?;
-        let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path).ok()?;
+        let file = open_of_the_agents(path).ok()?;
         let mut bytes = Vec::new();
         file.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
         serde_json::from_slice(&bytes).ok()
